@@ -1,0 +1,1 @@
+"""Rules and values of the business: standard library and pydantic only."""

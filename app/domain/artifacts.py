@@ -1,0 +1,64 @@
+"""Artifacts: immutable folders that hold a model, and their measurements."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel
+
+
+class ArtifactFormat(StrEnum):
+    SAFETENSORS = "safetensors"
+    GGUF = "gguf"
+
+
+class ArtifactKind(StrEnum):
+    BASE = "base"  # an imported original
+    QUANTIZED = "quantized"  # the result of a job
+
+
+class Measurement(BaseModel, frozen=True):
+    """A mean over scored tokens, with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+class QualityCard(BaseModel, frozen=True):
+    """What an artifact was measured to be, against the original, before its job could succeed.
+
+    Divergences are in nats per token. `scored_tokens` positions of `dataset` were scored in windows of
+    `context_length` tokens, the second half of each, the protocol of llama-perplexity.
+    """
+
+    dataset: str
+    dataset_sha256: str
+    context_length: int
+    scored_tokens: int
+    perplexity: Measurement
+    reference_perplexity: Measurement
+    kl_divergence: Measurement
+    kl_divergence_p99: float
+    top1_agreement: Measurement
+    generated_text: str
+
+
+class QuantizationReport(BaseModel, frozen=True):
+    """What a method did. `tensor_types` counts tensors by the type they really have."""
+
+    tensor_types: dict[str, int]
+    parameter_count: int
+    weight_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.weight_bytes * 8 / self.parameter_count
+
+
+def artifact_key(source_fingerprint: str, method: dict[str, Any], versions: dict[str, str]) -> str:
+    """The content address of an artifact: the same inputs always give the same 64 hex digits."""
+    recipe = {"source": source_fingerprint, "method": method, "versions": versions}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

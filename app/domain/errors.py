@@ -1,0 +1,209 @@
+"""Every error that Bitmill raises on purpose.
+
+BitmillError
+├── InvalidRequest                 the request is wrong: change it
+│   ├── UnknownMethod
+│   ├── InvalidParameter
+│   ├── InvalidModelName
+│   ├── PathOutsideRoots
+│   ├── UnsupportedField
+│   ├── PickleCheckpoint
+│   ├── CorruptCheckpoint
+│   ├── UnsupportedArchitecture
+│   └── IncompatibleModel          the method cannot take a tensor of this shape
+├── AuthenticationFailed
+├── NotFound
+│   ├── ModelNotFound
+│   ├── JobNotFound
+│   └── SourceNotFound
+├── Conflict                       the request is right, the moment is wrong
+│   ├── IllegalTransition
+│   ├── MethodUnavailable
+│   ├── NoWorkerAvailable
+│   └── ModelInUse
+├── InsufficientResources
+│   ├── DiskFull
+│   └── InsufficientMemory
+├── UpstreamFailed                 something that Bitmill stands on failed
+│   ├── HubUnreachable
+│   ├── ServingUnavailable
+│   └── EngineFailed
+└── JobFailed                      the work itself went wrong
+    ├── WorkerLost
+    ├── JobProcessCrashed
+    ├── QuantizationFailed
+    └── QualityGateFailed
+
+Each class has a stable `code`, which clients may compare; messages are for people and may change.
+`app.api.errors` holds the one table from these classes to HTTP statuses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class BitmillError(Exception):
+    """Base of the tree. `param` names the request field at fault, if one is."""
+
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def to_dict(self) -> dict[str, Any]:
+        """OpenAI's error object: all four fields, always."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+class InvalidRequest(BitmillError):
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class UnknownMethod(InvalidRequest):
+    code = "unknown_method"
+
+
+class InvalidParameter(InvalidRequest):
+    code = "invalid_parameter"
+
+
+class InvalidModelName(InvalidRequest):
+    code = "invalid_model_name"
+
+
+class PathOutsideRoots(InvalidRequest):
+    code = "path_outside_roots"
+
+
+class UnsupportedField(InvalidRequest):
+    code = "unsupported_field"
+
+
+class PickleCheckpoint(InvalidRequest):
+    code = "pickle_checkpoint"
+
+
+class CorruptCheckpoint(InvalidRequest):
+    code = "corrupt_checkpoint"
+
+
+class UnsupportedArchitecture(InvalidRequest):
+    code = "unsupported_architecture"
+
+
+class IncompatibleModel(InvalidRequest):
+    code = "incompatible_model"
+
+
+class AuthenticationFailed(BitmillError):
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class NotFound(BitmillError):
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class SourceNotFound(NotFound):
+    code = "source_not_found"
+
+
+class Conflict(BitmillError):
+    code = "conflict"
+    type = "invalid_request_error"
+
+
+class IllegalTransition(Conflict):
+    code = "illegal_transition"
+
+
+class MethodUnavailable(Conflict):
+    code = "method_unavailable"
+
+
+class NoWorkerAvailable(Conflict):
+    code = "no_worker_available"
+
+
+class ModelInUse(Conflict):
+    code = "model_in_use"
+
+
+class InsufficientResources(BitmillError):
+    code = "insufficient_resources"
+    type = "insufficient_resources_error"
+
+
+class DiskFull(InsufficientResources):
+    code = "disk_full"
+
+
+class InsufficientMemory(InsufficientResources):
+    code = "insufficient_memory"
+
+
+class UpstreamFailed(BitmillError):
+    code = "upstream_failed"
+
+
+class HubUnreachable(UpstreamFailed):
+    code = "hub_unreachable"
+
+
+class ServingUnavailable(UpstreamFailed):
+    code = "serving_unavailable"
+
+
+class EngineFailed(UpstreamFailed):
+    code = "engine_failed"
+
+
+class JobFailed(BitmillError):
+    code = "job_failed"
+
+
+class WorkerLost(JobFailed):
+    code = "worker_lost"
+
+
+class JobProcessCrashed(JobFailed):
+    code = "job_process_crashed"
+
+
+class QuantizationFailed(JobFailed):
+    code = "quantization_failed"
+
+
+class QualityGateFailed(JobFailed):
+    code = "quality_gate_failed"
+
+
+def error_classes() -> dict[str, type[BitmillError]]:
+    """Every class of the tree by its code, so that an error can cross a process boundary as data."""
+    found: dict[str, type[BitmillError]] = {}
+    waiting: list[type[BitmillError]] = [BitmillError]
+    while waiting:
+        cls = waiting.pop()
+        found[cls.code] = cls
+        waiting.extend(cls.__subclasses__())
+    return found
+
+
+def error_from_dict(data: dict[str, Any]) -> BitmillError:
+    """The inverse of `to_dict`; an unknown code becomes a plain BitmillError."""
+    cls = error_classes().get(data.get("code") or "", BitmillError)
+    return cls(str(data.get("message", "")), param=data.get("param"))

@@ -1,0 +1,42 @@
+"""The contract that every quantization method's description fulfils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.domain.artifacts import ArtifactFormat
+from app.domain.hardware import Device
+
+
+class MethodParams(BaseModel, extra="forbid", frozen=True):
+    """Parameters of a method. Unknown names are refused; every field has a default or a reason."""
+
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """A method as data, readable without any ML library.
+
+    `label` turns parameters into the short text that names an artifact, such as `nf4-dq`.
+    `bits` estimates stored bits per weight, for disk and memory checks before a job starts.
+    `packages` are the distributions whose versions are part of an artifact's content address.
+    """
+
+    name: str
+    summary: str
+    params: type[MethodParams]
+    output: ArtifactFormat
+    devices: frozenset[Device]
+    label: Callable[[Any], str]
+    bits: Callable[[Any], float]
+    packages: tuple[str, ...]
+    needs_calibration: bool = False
+    needs_training: bool = False
+    streams: bool = False
+    architectures: frozenset[str] | None = None
+    min_compute_capability: tuple[int, int] | None = None

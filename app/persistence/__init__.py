@@ -1,0 +1,1 @@
+"""The only SQL. One repository per noun, on sessions that a unit of work opens and commits."""

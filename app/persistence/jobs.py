@@ -1,0 +1,169 @@
+"""Jobs and their events. `transition` is the only code that writes a job's state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.domain.errors import IllegalTransition, JobNotFound
+from app.domain.jobs import FINAL_STATES, JobState, sources_of
+from app.persistence.tables import JobEventRow, JobRow
+
+ACTIVE = (JobState.RUNNING, JobState.CANCELLING)
+
+
+class JobRepository:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def add(self, job: JobRow) -> None:
+        """Stores a new queued job with its first event."""
+        self.session.add(job)
+        self.session.flush()
+        self.add_event(job.id, "state", "The job is queued.", {"status": JobState.QUEUED})
+
+    def get(self, job_id: str) -> JobRow:
+        """Raises JobNotFound."""
+        row = self.session.get(JobRow, job_id, populate_existing=True)
+        if row is None:
+            raise JobNotFound(f"no job {job_id!r}; GET /v1/quantization/jobs lists them", param="id")
+        return row
+
+    def page(
+        self, *, limit: int, after: str | None, states: Sequence[JobState], model: str | None
+    ) -> tuple[list[JobRow], bool]:
+        """Up to `limit` jobs, newest first, and whether more follow. Raises JobNotFound for `after`."""
+        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+        if states:
+            query = query.where(JobRow.state.in_(states))
+        if model is not None:
+            query = query.where(JobRow.model == model)
+        if after is not None:
+            last = self.get(after)
+            same_time = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
+            query = query.where(or_(JobRow.created_at < last.created_at, same_time))
+        rows = list(self.session.scalars(query))
+        return rows[:limit], len(rows) > limit
+
+    def transition(
+        self,
+        job_id: str,
+        target: JobState,
+        *,
+        message: str,
+        sources: frozenset[JobState] | None = None,
+        attempt: int | None = None,
+        level: str = "info",
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        """Moves a job to `target` and records the event, or raises IllegalTransition and changes nothing.
+
+        `sources` narrows the states it may come from; `attempt` is the caller's fencing token.
+        """
+        allowed = sources_of(target) & sources if sources is not None else sources_of(target)
+        guard = [JobRow.id == job_id, JobRow.state.in_(allowed)]
+        if attempt is not None:
+            guard.append(JobRow.attempt == attempt)
+        columns = dict(values or {}, state=target)
+        if target in FINAL_STATES:
+            columns |= {"finished_at": time.time(), "lease_expires_at": None, "eta_seconds": None}
+        changed = self.session.execute(update(JobRow).where(*guard).values(**columns))
+        if changed.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+            raise self._illegal(job_id, target)
+        self.add_event(job_id, "state", message, {"status": target}, level=level)
+
+    def _illegal(self, job_id: str, target: JobState) -> IllegalTransition:
+        row = self.get(job_id)
+        return IllegalTransition(f"job {job_id!r} is {row.state} (attempt {row.attempt}); it cannot become {target}")
+
+    def claim(self, job_id: str, *, worker_id: str, lease_seconds: float) -> int:
+        """Takes a queued job for a worker and returns the attempt's number, or raises IllegalTransition."""
+        seen = self.get(job_id)
+        attempt = seen.attempt + 1
+        now = time.time()
+        self.transition(
+            job_id,
+            JobState.RUNNING,
+            message=f"Worker {worker_id} began attempt {attempt}.",
+            attempt=seen.attempt,
+            values={
+                "attempt": attempt,
+                "worker_id": worker_id,
+                "lease_expires_at": now + lease_seconds,
+                "started_at": func.coalesce(JobRow.started_at, now),
+                "stage": "starting",
+                "fraction": 0.0,
+            },
+        )
+        return attempt
+
+    def renew(self, job_id: str, *, attempt: int, lease_seconds: float) -> JobState | None:
+        """Prolongs a lease and tells the state; None means that the lease was lost to another attempt."""
+        guard = (JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state.in_(ACTIVE))
+        values = {"lease_expires_at": time.time() + lease_seconds}
+        changed = self.session.execute(update(JobRow).where(*guard).values(**values))
+        if changed.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+            return None
+        return JobState(self.get(job_id).state)
+
+    def state_for(self, job_id: str, attempt: int) -> JobState | None:
+        """The state as this attempt may know it; None once the job belongs to another attempt."""
+        query = select(JobRow.state).where(JobRow.id == job_id, JobRow.attempt == attempt)
+        state = self.session.scalar(query)
+        return JobState(state) if state is not None else None
+
+    def progress(
+        self, job_id: str, *, attempt: int, fraction: float, stage: str, eta_seconds: float | None,
+        metrics: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Records how far a running attempt is; a stale attempt's report changes nothing."""
+        guard = (JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING)
+        values = {"fraction": fraction, "stage": stage, "eta_seconds": eta_seconds}
+        changed = self.session.execute(update(JobRow).where(*guard).values(**values))
+        if changed.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+            data = {"stage": stage, "fraction": fraction, "eta_seconds": eta_seconds, **metrics}
+            self.add_event(job_id, "progress", f"{stage}: {fraction:.0%}", data)
+
+    def add_event(
+        self, job_id: str, type_: str, message: str, data: dict[str, Any], *, level: str = "info"
+    ) -> None:
+        event = JobEventRow(
+            job_id=job_id, created_at=time.time(), type=type_, level=level, message=message, data=data
+        )
+        self.session.add(event)
+        self.session.flush()
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[JobEventRow]:
+        """Events with a number above `after`, oldest first."""
+        query = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.id > after)
+        return list(self.session.scalars(query.order_by(JobEventRow.id).limit(limit)))
+
+    def expired(self, now: float) -> list[JobRow]:
+        """Active jobs whose lease has run out."""
+        query = select(JobRow).where(JobRow.state.in_(ACTIVE), JobRow.lease_expires_at < now)
+        return list(self.session.scalars(query))
+
+    def held_by(self, worker_id: str) -> list[JobRow]:
+        query = select(JobRow).where(JobRow.state.in_(ACTIVE), JobRow.worker_id == worker_id)
+        return list(self.session.scalars(query))
+
+    def unclaimed(self, queues: Sequence[str], *, dispatched_before: float) -> JobRow | None:
+        """The oldest queued job whose message, if one was sent at all, nobody has answered."""
+        silent = or_(JobRow.dispatched_at.is_(None), JobRow.dispatched_at < dispatched_before)
+        query = select(JobRow).where(JobRow.state == JobState.QUEUED, JobRow.queue.in_(queues), silent)
+        return self.session.scalar(query.order_by(JobRow.created_at).limit(1))
+
+    def mark_dispatched(self, job_id: str) -> None:
+        self.session.execute(update(JobRow).where(JobRow.id == job_id).values(dispatched_at=time.time()))
+
+    def counts(self) -> dict[str, int]:
+        query = select(JobRow.state, func.count()).group_by(JobRow.state)
+        return {state: count for state, count in self.session.execute(query)}
+
+    def active_on_model(self, model: str) -> list[JobRow]:
+        query = select(JobRow).where(JobRow.model == model, JobRow.state.not_in(FINAL_STATES))
+        return list(self.session.scalars(query))

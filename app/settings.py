@@ -1,0 +1,147 @@
+"""The only reader of the environment. Every setting is a variable with the prefix BITMILL_."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(value: object, separator: str) -> object:
+    return [part for part in value.split(separator) if part] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="BITMILL_", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        default=Path("bitmill-data"),
+        description="Folder for the database, artifacts, caches and logs of the embedded mode.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port the API listens on.")
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Comma-separated keys, one of which /v1 then demands as a bearer token."
+    )
+    database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL. Default: SQLite in the data folder."
+    )
+    broker_url: str | None = Field(
+        default=None,
+        description="Celery broker, such as redis://localhost:6379/0. Default: files in the data folder.",
+    )
+    broker_polling_seconds: float = Field(
+        default=0.1, gt=0, description="How often the filesystem broker is looked at."
+    )
+    source_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Folders whose checkpoints may be quantized, separated by colons. "
+        "Default: models/ in the data folder.",
+    )
+    hub_endpoint: str = Field(
+        default="https://huggingface.co", description="Hub from which `org/name` models are downloaded."
+    )
+    hub_token: str | None = Field(default=None, description="Token for gated or private hub models.")
+    hub_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="How long the hub may take to answer before a job fails."
+    )
+    serving_url: str = Field(
+        default="http://127.0.0.1:8001", description="Address of the serving host that the API forwards to."
+    )
+    serving_max_models: int = Field(
+        default=2, ge=1, description="Models a serving host keeps loaded; the least recently used idle one goes."
+    )
+    serving_load_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="How long a model may take to load."
+    )
+    serving_context_length: int = Field(
+        default=4096, ge=64, description="Context length, in tokens, with which models are loaded."
+    )
+    serving_slots: int = Field(default=16, ge=1, description="Requests that one loaded model works on at a time.")
+    serving_threads: int = Field(default=0, ge=0, description="Threads per engine; 0 chooses by model size.")
+    lease_seconds: float = Field(
+        default=15.0, gt=0, description="A running job whose worker is silent for this long is queued again."
+    )
+    heartbeat_seconds: float = Field(
+        default=2.0, gt=0, description="How often a worker renews its lease and its own row."
+    )
+    worker_grace_seconds: float = Field(
+        default=120.0, gt=0, description="A job is accepted if a fitting worker was seen this recently."
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="How often a job may lose its worker or its process before it fails."
+    )
+    min_free_disk_bytes: int = Field(
+        default=256 * 1024**2, ge=0, description="Free disk space that a job must leave."
+    )
+    max_shard_bytes: int = Field(
+        default=4 * 1024**3, ge=1024, description="Size limit of one safetensors file of an artifact."
+    )
+    evaluation_context_length: int = Field(
+        default=512, ge=8, description="Window, in tokens, in which the quality card's sample is scored."
+    )
+    evaluation_windows: int = Field(
+        default=4, ge=1, description="Windows of the built-in sample that are scored at most."
+    )
+    log_level: str = Field(default="INFO", description="Level of every process's log.")
+
+    @field_validator("source_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return _split(value, ":")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return _split(value, ",")
+
+    @property
+    def data_folder(self) -> Path:
+        return self.data_dir.expanduser().resolve()
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_folder / 'bitmill.sqlite3'}"
+
+    @property
+    def broker(self) -> str:
+        return self.broker_url or "filesystem://"
+
+    @property
+    def broker_folder(self) -> Path:
+        return self.data_folder / "broker"
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        chosen = self.source_roots or (self.data_folder / "models",)
+        return tuple(root.expanduser().resolve() for root in chosen)
+
+    @property
+    def artifacts_folder(self) -> Path:
+        return self.data_folder / "artifacts"
+
+    @property
+    def staging_folder(self) -> Path:
+        return self.data_folder / "staging"
+
+    @property
+    def sources_folder(self) -> Path:
+        """Imported originals: downloads from the hub and unpacked demo models."""
+        return self.data_folder / "sources"
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.data_folder / "cache"
+
+    @property
+    def logs_folder(self) -> Path:
+        return self.data_folder / "logs"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process. Code takes a Settings argument; only entry points call this."""
+    return Settings()

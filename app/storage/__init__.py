@@ -1,0 +1,1 @@
+"""Files: staging, checksums, publishing by one rename, and the checking of checkpoints."""

@@ -1,0 +1,106 @@
+"""The artifact store: a folder in which a finished artifact appears by one rename, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from app.domain.artifacts import ArtifactKind
+from app.domain.errors import DiskFull
+from app.persistence.tables import ArtifactRow
+from app.settings import Settings
+
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 8 * 1024**2
+
+
+def locate(row: ArtifactRow, settings: Settings) -> Path:
+    """The folder that holds an artifact's files (`model.gguf`, or a Hugging Face checkpoint)."""
+    if row.kind == ArtifactKind.BASE:
+        return Path(row.path)
+    return settings.artifacts_folder / row.path
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path) -> str:
+    """Lists every file with its size and SHA-256 in manifest.json; returns the manifest's own SHA-256."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = [
+        {"path": str(path.relative_to(folder)), "size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in files
+    ]
+    text = json.dumps({"files": entries}, indent=1)
+    (folder / MANIFEST).write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def publish(staging: Path, settings: Settings, artifact_id: str) -> Path:
+    """Makes a staged folder durable and renames it into the store."""
+    for path in staging.rglob("*"):
+        # Libraries leave some files readable by their owner alone; serving may run as another user.
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        if path.is_file():
+            _sync(path)
+    target = settings.artifacts_folder / artifact_id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging.chmod(0o755)
+    staging.rename(target)
+    _sync(target.parent)
+    return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder, first out of sight: a half-deleted artifact never has its own name."""
+    if not folder.exists():
+        return
+    doomed = folder.with_name(f".deleted-{folder.name}-{time.time_ns()}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_strays(folder: Path, *, keep: set[str], older_than: float) -> list[str]:
+    """Deletes folders that no row knows, left by a crash between rename and commit. Returns their names."""
+    if not folder.exists():
+        return []
+    strays = [
+        child
+        for child in folder.iterdir()
+        if child.name not in keep and child.is_dir() and child.stat().st_mtime < older_than
+    ]
+    for stray in strays:
+        shutil.rmtree(stray)
+    return [stray.name for stray in strays]
+
+
+def require_free_disk(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:
+    """Raises DiskFull when writing `needed_bytes` would leave less than `reserve_bytes`."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free - needed_bytes < reserve_bytes:
+        raise DiskFull(
+            f"about {needed_bytes} bytes are needed and {reserve_bytes} must stay free, but the data folder's "
+            f"disk has {free}; delete models (DELETE /v1/models/…) or set BITMILL_DATA_DIR to a larger disk"
+        )

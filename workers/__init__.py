@@ -1,0 +1,1 @@
+"""Bitmill's working side: quantization jobs, measurements and model serving."""
