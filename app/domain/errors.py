@@ -40,6 +40,7 @@ Each class has a stable `code`, which clients may compare; messages are for peop
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 
@@ -150,6 +151,17 @@ class InsufficientResources(BitmillError):
 
 class DiskFull(InsufficientResources):
     code = "disk_full"
+
+    @classmethod
+    def from_os_error(cls, error: OSError) -> DiskFull | None:
+        """The error for a write that found no room (disk, quota or file size limit); None for any other."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return None
+        place = f" while writing {error.filename!r}" if error.filename else ""
+        return cls(
+            f"no room was left{place} ({error.strerror}); delete models (DELETE /v1/models/…) or set "
+            f"BITMILL_DATA_DIR to a larger disk, then submit the job again"
+        )
 
 
 class InsufficientMemory(InsufficientResources):

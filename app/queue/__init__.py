@@ -1,0 +1,1 @@
+"""The doorbell: Celery's configuration, and the sending of job ids after commit."""

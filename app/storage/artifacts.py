@@ -33,8 +33,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path) -> str:
-    """Lists every file with its size and SHA-256 in manifest.json; returns the manifest's own SHA-256."""
+def seal(folder: Path) -> str:
+    """Makes a staged folder fit to publish: readable, listed with checksums, on disk.
+
+    manifest.json lists every file with its size and SHA-256; the manifest's own SHA-256 is returned.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = [
         {"path": str(path.relative_to(folder)), "size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -42,6 +45,10 @@ def write_manifest(folder: Path) -> str:
     ]
     text = json.dumps({"files": entries}, indent=1)
     (folder / MANIFEST).write_text(text)
+    for path in (folder, *folder.rglob("*")):
+        # Libraries leave some files readable by their owner alone; serving may run as another user.
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        _sync(path)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -49,17 +56,11 @@ def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def publish(staging: Path, settings: Settings, artifact_id: str) -> Path:
-    """Makes a staged folder durable and renames it into the store."""
-    for path in staging.rglob("*"):
-        # Libraries leave some files readable by their owner alone; serving may run as another user.
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        if path.is_file():
-            _sync(path)
+def publish(staged: Path, settings: Settings, artifact_id: str) -> Path:
+    """Renames a sealed folder into the store."""
     target = settings.artifacts_folder / artifact_id
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging.chmod(0o755)
-    staging.rename(target)
+    staged.rename(target)
     _sync(target.parent)
     return target
 

@@ -1,0 +1,1 @@
+"""Measuring what quantization cost: one protocol for every format, fed with the same token ids."""

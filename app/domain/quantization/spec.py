@@ -9,13 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.domain.artifacts import ArtifactFormat
+from app.domain.errors import UnsupportedArchitecture
 from app.domain.hardware import Device
 
 
 class MethodParams(BaseModel, extra="forbid", frozen=True):
     """Parameters of a method. Unknown names are refused; every field has a default or a reason."""
-
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +39,12 @@ class MethodSpec:
     streams: bool = False
     architectures: frozenset[str] | None = None
     min_compute_capability: tuple[int, int] | None = None
+
+    def require_architecture(self, architecture: str) -> None:
+        """Raises UnsupportedArchitecture; `architectures` None means that any will do."""
+        if self.architectures is not None and architecture not in self.architectures:
+            raise UnsupportedArchitecture(
+                f"method {self.name!r} cannot take a {architecture}; it takes "
+                f"{', '.join(sorted(self.architectures))}. GET /v1/quantization/methods lists the others",
+                param="model",
+            )

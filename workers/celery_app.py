@@ -1,0 +1,52 @@
+"""The Celery application of a worker: `celery --app workers.celery_app worker`.
+
+The worker's own row, heartbeat and sweep live as long as Celery's worker does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import signals
+from kombu import Queue
+
+from app.persistence.unit_of_work import Database
+from app.queue.configuration import create_celery
+from app.queue.dispatcher import CeleryDispatcher
+from app.settings import get_settings
+from workers.presence import Presence
+from workers.supervisor import Supervisor
+
+settings = get_settings()
+app = create_celery(settings)
+app.conf.imports = ("workers.tasks",)
+
+database = Database(settings.database)
+presence = Presence(database, settings, CeleryDispatcher(app))
+supervisor = Supervisor(database, settings, presence)
+
+
+@signals.setup_logging.connect
+def _configure_logging(**_: Any) -> None:
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@signals.celeryd_init.connect
+def _choose_queues(conf: Any, **_: Any) -> None:
+    conf.task_queues = [Queue(name) for name in presence.look_around()]
+
+
+@signals.worker_ready.connect
+def _arrive(**_: Any) -> None:
+    presence.arrive()
+
+
+@signals.worker_shutting_down.connect
+def _let_go(**_: Any) -> None:
+    supervisor.stop()
+
+
+@signals.worker_shutdown.connect
+def _leave(**_: Any) -> None:
+    presence.leave()

@@ -1,0 +1,135 @@
+"""The serve-back gate: an artifact is loaded, generates, and is measured before its job may succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from app.domain.artifacts import ArtifactFormat, QualityCard
+from app.domain.errors import QualityGateFailed
+from app.settings import Settings
+from app.storage.checkpoints import Checkpoint
+from workers.evaluation import sample as samples
+from workers.evaluation.metrics import (
+    Floats,
+    kl_divergence,
+    log_softmax,
+    mean,
+    negative_log_likelihood,
+    perplexity,
+    top1_agreement,
+)
+from workers.evaluation.reference import Reference, load_reference
+from workers.evaluation.sample import Sample, load_sample
+from workers.evaluation.scorers.base import Scorer
+from workers.evaluation.windows import scored
+
+Report = Callable[[float, str], None]
+
+GENERATED_TOKENS: Final = 24
+# Beyond this the weights are broken, not merely coarse: two-bit types stay well below it.
+MAX_PERPLEXITY_RATIO: Final = 20.0
+
+
+def prove_artifact(
+    original: Checkpoint,
+    fingerprint: str,
+    artifact: Path,
+    format_: ArtifactFormat,
+    settings: Settings,
+    report: Report,
+) -> QualityCard:
+    """Measures the artifact in `artifact` against the original. Raises QualityGateFailed, with figures."""
+    sample = load_sample(original, settings)
+    reference = load_reference(original, fingerprint, sample, settings, _part(report, 0.0, 0.5))
+    report(0.5, "loading the artifact")
+    with open_scorer(artifact, format_, sample.context_length) as scorer:
+        _require_same_tokens(scorer, sample)
+        text = _generate(scorer, sample)
+        card = _measure(scorer, sample, reference, text, _part(report, 0.5, 1.0))
+    require_sane(card)
+    return card
+
+
+def open_scorer(artifact: Path, format_: ArtifactFormat, context_length: int) -> AbstractContextManager[Scorer]:
+    """Only the library that the format needs is imported."""
+    if format_ is ArtifactFormat.GGUF:
+        from workers.evaluation.scorers.gguf import GgufScorer
+
+        return GgufScorer(artifact / "model.gguf", context_length)
+    from workers.evaluation.scorers.safetensors import SafetensorsScorer
+
+    return SafetensorsScorer(artifact)
+
+
+def _part(report: Report, start: float, end: float) -> Report:
+    return lambda fraction, stage: report(start + (end - start) * fraction, stage)
+
+
+def _require_same_tokens(scorer: Scorer, sample: Sample) -> None:
+    tokens = scorer.tokenize(sample.text)
+    if tokens is not None and not np.array_equal(tokens, sample.tokens):
+        shorter = min(len(tokens), len(sample.tokens))
+        differing = np.flatnonzero(tokens[:shorter] != sample.tokens[:shorter])
+        place = int(differing[0]) if len(differing) else shorter
+        raise QualityGateFailed(
+            f"the artifact's tokenizer differs from the original's at token {place} of the sample; "
+            f"text would be read differently. Choose a safetensors method for this model"
+        )
+
+
+def _generate(scorer: Scorer, sample: Sample) -> str:
+    made = scorer.generate(sample.prompt, GENERATED_TOKENS, sample.stop)
+    return str(sample.tokenizer.decode(made, skip_special_tokens=True))
+
+
+def _measure(scorer: Scorer, sample: Sample, reference: Reference, text: str, report: Report) -> QualityCard:
+    nll: list[Floats] = []
+    divergence: list[Floats] = []
+    agreement: list[Floats] = []
+    for number, window in enumerate(sample.windows):
+        report(number / len(sample.windows), "measuring the artifact")
+        positions, targets = scored(window)
+        log_probs = log_softmax(scorer.logits(window, positions))
+        original = reference.log_probs(number)
+        nll.append(negative_log_likelihood(log_probs, targets))
+        divergence.append(kl_divergence(original, log_probs))
+        agreement.append(top1_agreement(original, log_probs))
+    return _card(sample, reference, np.concatenate(nll), np.concatenate(divergence), np.concatenate(agreement), text)
+
+
+def _card(
+    sample: Sample, reference: Reference, nll: Floats, divergence: Floats, agreement: Floats, text: str
+) -> QualityCard:
+    return QualityCard(
+        dataset=samples.NAME,
+        dataset_sha256=sample.sha256,
+        context_length=sample.context_length,
+        scored_tokens=len(nll),
+        perplexity=perplexity(nll),
+        reference_perplexity=perplexity(reference.nll),
+        kl_divergence=mean(divergence),
+        kl_divergence_p99=float(np.quantile(divergence, 0.99)),
+        top1_agreement=mean(agreement),
+        generated_text=text,
+    )
+
+
+def require_sane(card: QualityCard) -> None:
+    """Raises QualityGateFailed for figures that no working artifact has."""
+    figures = (card.perplexity.value, card.kl_divergence.value, card.kl_divergence_p99)
+    if not np.isfinite(figures).all():
+        raise QualityGateFailed(
+            f"the artifact's logits are not finite (perplexity {figures[0]}, KL divergence {figures[1]}); "
+            f"try another type, such as bf16 in place of fp16"
+        )
+    ratio = card.perplexity.value / card.reference_perplexity.value
+    if ratio > MAX_PERPLEXITY_RATIO:
+        raise QualityGateFailed(
+            f"perplexity rose from {card.reference_perplexity.value:.2f} to {card.perplexity.value:.2f} "
+            f"({ratio:.1f} times, KL divergence {card.kl_divergence.value:.3f} nats); choose more bits"
+        )

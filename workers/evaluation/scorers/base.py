@@ -1,0 +1,22 @@
+"""What measuring needs of a loaded model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
+
+
+class Scorer(Protocol):
+    def logits(self, window: Tokens, positions: slice) -> Logits:
+        """Logits (len(positions), vocabulary) that follow each of these positions of the window."""
+
+    def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:
+        """Greedy continuation, without the stop token that ended it."""
+
+    def tokenize(self, text: str) -> Tokens | None:
+        """The artifact's own tokenization; None where it carries the original's files unchanged."""

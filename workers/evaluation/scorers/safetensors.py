@@ -1,0 +1,55 @@
+"""Scores safetensors checkpoints, plain or quantized, with transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForCausalLM
+
+Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
+
+
+class SafetensorsScorer:
+    """`with SafetensorsScorer(folder)` loads a model, on a GPU where there is one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> SafetensorsScorer:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype="auto", device_map=self._device, local_files_only=True, trust_remote_code=False
+        ).eval()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._model
+
+    @torch.inference_mode()
+    def logits(self, window: Tokens, positions: slice) -> Logits:
+        ids = torch.from_numpy(window)[None].to(self._device)
+        # Logits of the second half only: those of the whole window are twice the memory.
+        hidden = torch.arange(len(window), device=self._device)[positions]
+        logits = self._model(ids, logits_to_keep=hidden, use_cache=False).logits[0]
+        array: Logits = logits.float().cpu().numpy()
+        return array
+
+    @torch.inference_mode()
+    def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:
+        ids = torch.from_numpy(prompt)[None].to(self._device)
+        made = self._model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False,
+            eos_token_id=sorted(stop) or None, pad_token_id=min(stop, default=0),
+        )[0, len(prompt):].tolist()  # fmt: skip
+        ends = [index for index, token in enumerate(made) if token in stop]
+        return made[: ends[0]] if ends else made
+
+    def tokenize(self, text: str) -> None:
+        """The artifact carries the original's tokenizer files, byte for byte."""

@@ -1,0 +1,137 @@
+"""The child's entry: one step of one job, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
+from app.domain.quantization.catalog import parse_method
+from app.settings import Settings, get_settings
+from app.storage import artifacts
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from workers.child import Channel, Message
+from workers.processes import die_with_parent
+
+log = logging.getLogger("bitmill.job")
+
+# Which part of a job's progress bar each part of the work fills.
+RESOLVE = (0.0, 0.1)
+QUANTIZE = (0.1, 0.6)
+PROVE = (0.6, 1.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The JobRun of this process: maps a part's own progress to the whole job's and sends it."""
+
+    channel: Channel
+    settings: Settings
+    span: tuple[float, float]
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return self.settings.max_shard_bytes
+
+    def report(self, fraction: float, stage: str) -> None:
+        start, end = self.span
+        whole = start + (end - start) * min(max(fraction, 0.0), 1.0)
+        metrics = {"memory_bytes": psutil.Process().memory_info().rss}
+        self.channel.send({"kind": "progress", "fraction": whole, "stage": stage, "metrics": metrics})
+
+
+def quantize(task: Message, channel: Channel, settings: Settings) -> None:
+    """Resolves the source, waits for the word to go on, then quantizes."""
+    from workers.sources.resolve import resolve
+
+    source = resolve(task["model"], settings, Run(channel, settings, RESOLVE).report)
+    channel.send({"kind": "resolved", **_describe(source.name, source.fingerprint, source.checkpoint)})
+    channel.receive()
+    report = _quantize(task, source.checkpoint, Run(channel, settings, QUANTIZE))
+    channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
+
+
+def _quantize(task: Message, checkpoint: Checkpoint, run: Run) -> Message:
+    from workers.quantization.registry import load_method
+
+    spec, params = parse_method(task["method"])
+    spec.require_architecture(checkpoint.architecture)
+    target = Path(task["artifact"])
+    target.mkdir()
+    needed = int(checkpoint.parameter_count * spec.bits(params) / 8)
+    artifacts.require_free_disk(target, needed, run.settings.min_free_disk_bytes)
+    run.report(0.0, "quantizing")
+    return load_method(spec.name).quantize(checkpoint, target, params, run).model_dump(mode="json")
+
+
+def prove(task: Message, channel: Channel, settings: Settings) -> None:
+    """Loads the artifact back, has it generate, measures it against the original, and seals it."""
+    from workers.evaluation.proof import prove_artifact
+
+    source = channel.receive()["source"]
+    run = Run(channel, settings, PROVE)
+    spec, _ = parse_method(task["method"])
+    original = inspect_checkpoint(Path(source["path"]))
+    staged = Path(task["artifact"])
+    card = prove_artifact(original, source["fingerprint"], staged, spec.output, settings, run.report)
+    run.report(1.0, "sealing")
+    sha256 = artifacts.seal(staged)
+    channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})
+
+
+STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {"quantize": quantize, "prove": prove}
+
+
+def _describe(name: str, fingerprint: str, checkpoint: Checkpoint) -> Message:
+    types: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        types[tensor.dtype] = types.get(tensor.dtype, 0) + 1
+    return {
+        "name": name,
+        "path": str(checkpoint.path),
+        "fingerprint": fingerprint,
+        "size_bytes": artifacts.size_bytes(checkpoint.path),
+        "parameter_count": checkpoint.parameter_count,
+        "bits_per_weight": checkpoint.weight_bytes * 8 / checkpoint.parameter_count,
+        "tensor_types": types,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def as_bitmill_error(error: Exception) -> BitmillError:
+    """What a client may be told of an exception; the log has the rest."""
+    if isinstance(error, BitmillError):
+        return error
+    if isinstance(error, OSError) and (full := DiskFull.from_os_error(error)):
+        return full
+    if isinstance(error, MemoryError):
+        return InsufficientMemory("the job ran out of memory; run it on a worker with more")
+    return QuantizationFailed(f"{type(error).__name__}: {error}; the worker's log of this job has the details")
+
+
+def main(descriptor: int, parent_pid: int) -> None:
+    die_with_parent(parent_pid)
+    settings = get_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    channel = Channel(descriptor)
+    task = channel.receive()
+    try:
+        STEPS[task["step"]](task, channel, settings)
+    except Exception as error:
+        log.exception("step %s failed", task["step"])
+        channel.send({"kind": "error", "error": as_bitmill_error(error).to_dict()})
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

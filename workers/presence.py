@@ -1,0 +1,184 @@
+"""A worker's row in the database: what its machine has, that it lives, and the sweep for lost jobs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+
+import psutil
+from sqlalchemy.exc import SQLAlchemyError
+
+import app
+from app.domain.errors import IllegalTransition, WorkerLost
+from app.domain.hardware import Device
+from app.domain.jobs import JobState
+from app.persistence.artifacts import ArtifactRepository
+from app.persistence.jobs import JobRepository
+from app.persistence.tables import JobRow, WorkerRow
+from app.persistence.unit_of_work import Database
+from app.persistence.workers import WorkerRepository
+from app.queue.dispatcher import Dispatcher
+from app.settings import Settings
+from app.storage import artifacts
+from workers.probe import Probe, probe_in_child
+
+log = logging.getLogger(__name__)
+
+# A message that nobody answered for this long was lost, or its worker died with it in hand.
+UNANSWERED_SECONDS = 5.0
+# Far longer than rename and commit lie apart.
+STRAY_SECONDS = 3600.0
+
+
+class Presence:
+    """Heartbeat and sweep run in one thread; the job that is being worked on is told to it."""
+
+    def __init__(self, database: Database, settings: Settings, dispatcher: Dispatcher) -> None:
+        self.database = database
+        self.settings = settings
+        self.dispatcher = dispatcher
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}"
+        self.current_job_id: str | None = None
+        self.probe: Probe | None = None
+        self._leaving = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def look_around(self) -> list[str]:
+        """Finds out what this machine can do. Returns the queues it should take jobs from."""
+        self.probe = probe_in_child()
+        return self.queues
+
+    @property
+    def queues(self) -> list[str]:
+        return queues_for(self.probe.hardware.devices) if self.probe else []
+
+    def arrive(self) -> None:
+        """Writes the worker's row, takes back what died on this machine, and starts beating."""
+        self._write_row(self.probe or probe_in_child())
+        self.requeue_from_dead_neighbours()
+        self._remove_strays()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+        log.info("worker %s takes jobs from %s", self.worker_id, ", ".join(self.queues))
+
+    def leave(self) -> None:
+        self._leaving.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        with self.database.transaction() as session:
+            WorkerRepository(session).stop(self.worker_id)
+
+    def _write_row(self, probe: Probe) -> None:
+        self.probe = probe
+        now = time.time()
+        row = WorkerRow(
+            id=self.worker_id,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            process_started_at=psutil.Process().create_time(),
+            queues=self.queues,
+            hardware=probe.hardware.model_dump(mode="json"),
+            methods=probe.methods,
+            version=app.__version__,
+            started_at=now,
+            heartbeat_at=now,
+            stopped_at=None,
+            current_job_id=None,
+        )
+        with self.database.transaction() as session:
+            WorkerRepository(session).save(row)
+
+    def _beat(self) -> None:
+        while not self._leaving.wait(self.settings.heartbeat_seconds):
+            try:
+                self._beat_once()
+            except (SQLAlchemyError, OSError):
+                # A database that is away comes back; a worker whose heartbeat thread ended would not.
+                log.exception("heartbeat failed; trying again in %s s", self.settings.heartbeat_seconds)
+
+    def _beat_once(self) -> None:
+        with self.database.transaction() as session:
+            WorkerRepository(session).beat(self.worker_id, self.current_job_id)
+        self.requeue_expired()
+        if self.current_job_id is None:
+            self.ring_for_unclaimed()
+
+    def ring_for_unclaimed(self) -> None:
+        """Sends the oldest unanswered job's id again: this worker is idle and will take it itself."""
+        before = time.time() - UNANSWERED_SECONDS
+        with self.database.transaction() as session:
+            jobs = JobRepository(session)
+            job = jobs.unclaimed(self.queues, dispatched_before=before)
+            if job is None:
+                return
+            jobs.mark_dispatched(job.id)
+        self.dispatcher.send(job.id, job.queue)
+
+    def requeue_expired(self) -> None:
+        """Takes every job back whose worker has been silent for longer than its lease."""
+        with self.database.transaction() as session:
+            expired = JobRepository(session).expired(time.time())
+            for job in expired:
+                release(JobRepository(session), job, self.settings, "its worker fell silent")
+
+    def requeue_from_dead_neighbours(self) -> None:
+        """After a crash on this machine there is no need to wait for leases: the processes are gone."""
+        with self.database.transaction() as session:
+            workers = WorkerRepository(session)
+            for worker in workers.running_on(socket.gethostname()):
+                if worker.id == self.worker_id or _is_alive(worker):
+                    continue
+                workers.stop(worker.id)
+                for job in JobRepository(session).held_by(worker.id):
+                    release(JobRepository(session), job, self.settings, "its worker died")
+
+    def _remove_strays(self) -> None:
+        with self.database.reading() as session:
+            known = ArtifactRepository(session).ids()
+        older_than = time.time() - STRAY_SECONDS
+        strays = artifacts.remove_strays(self.settings.artifacts_folder, keep=known, older_than=older_than)
+        for name in strays:
+            log.warning("removed %s from the artifacts folder: no row names it", name)
+
+
+def queues_for(devices: frozenset[Device]) -> list[str]:
+    """Every machine has a processor; one with a GPU takes both kinds, one job at a time."""
+    return sorted(device.value for device in devices | {Device.CPU})
+
+
+def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> None:
+    """Ends one lost attempt: cancelled if that was wished, failed if it was the last, else queued again."""
+    try:
+        if job.state == JobState.CANCELLING:
+            jobs.transition(job.id, JobState.CANCELLED, message="The job was cancelled.", attempt=job.attempt)
+        elif job.losses + 1 >= settings.max_attempts:
+            _fail_lost(jobs, job, why)
+        else:
+            message = f"Attempt {job.attempt} ended without a result ({why}); the job is queued again."
+            values = {"losses": job.losses + 1, "worker_id": None, "lease_expires_at": None, "dispatched_at": None}
+            jobs.transition(
+                job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values
+            )
+    except IllegalTransition as error:
+        log.info("job %s moved on by itself: %s", job.id, error)
+
+
+def _fail_lost(jobs: JobRepository, job: JobRow, why: str) -> None:
+    error = WorkerLost(
+        f"the job lost its worker {job.losses + 1} times, last because {why}; look for memory limits in the "
+        f"worker's log, then submit the job again"
+    )
+    jobs.transition(
+        job.id, JobState.FAILED, message=error.message, attempt=job.attempt, level="error",
+        values={"error": error.to_dict(), "losses": job.losses + 1},
+    )  # fmt: skip
+
+
+def _is_alive(worker: WorkerRow) -> bool:
+    try:
+        return abs(psutil.Process(worker.pid).create_time() - worker.process_started_at) < 1.0
+    except psutil.NoSuchProcess:
+        return False

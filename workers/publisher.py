@@ -1,0 +1,142 @@
+"""What a job leaves in the store and in the database, once it is proven."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.domain.artifacts import ArtifactFormat, ArtifactKind, QualityCard, QuantizationReport, artifact_key
+from app.domain.errors import BitmillError, Conflict
+from app.domain.jobs import JobState, new_id
+from app.domain.quantization.catalog import parse_method
+from app.persistence.artifacts import ArtifactRepository
+from app.persistence.jobs import JobRepository
+from app.persistence.tables import ArtifactRow, JobRow
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage import artifacts
+from workers.child import Message
+from workers.versions import versions_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the children of one attempt said: about the source, the quantization, the proof."""
+
+    source: Message
+    made: Message
+    proof: Message
+
+
+class Publisher:
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+
+    def import_source(self, source: Message) -> None:
+        """Lists the original among the models, once. Raises Conflict if its name is a result's."""
+        with self.database.transaction() as session:
+            repository = ArtifactRepository(session)
+            existing = repository.find(source["name"])
+            if existing is not None and existing.kind != ArtifactKind.BASE:
+                raise Conflict(f"the name {source['name']!r} belongs to a quantized model; rename the folder")
+            if existing is not None and existing.source_fingerprint == source["fingerprint"]:
+                return
+            if existing is not None:  # the folder's files changed: the row follows
+                repository.delete(existing.id)
+            repository.add(_base_row(source))
+
+    def find_existing(self, job: JobRow, source: Message) -> ArtifactRow | None:
+        """The artifact of an identical request, if its files are still there."""
+        with self.database.reading() as session:
+            return self._existing(session, job, source)
+
+    def _existing(self, session: Session, job: JobRow, source: Message) -> ArtifactRow | None:
+        row = ArtifactRepository(session).find_result(_key(job, source), job.suffix)
+        return row if row is not None and artifacts.locate(row, self.settings).is_dir() else None
+
+    def publish(self, job: JobRow, attempt: int, staged: Path, result: Result) -> ArtifactRow | None:
+        """Renames a sealed folder into the store, then commits its row together with the job's success.
+
+        Returns an identical artifact instead, if another job published one in the meantime. Raises
+        IllegalTransition, with nothing left behind, when the attempt no longer owns the job. A crash in
+        between leaves a folder that no row names, which a worker removes at its start.
+        """
+        artifact_id = new_id("artifact")
+        folder = artifacts.publish(staged, self.settings, artifact_id)
+        try:
+            with self.database.transaction() as session:
+                existing = self._existing(session, job, result.source)
+                if existing is None:
+                    row = _quantized_row(job, artifact_id, result, artifacts.size_bytes(folder))
+                    self._commit(session, job, attempt, row)
+        except BitmillError:
+            artifacts.remove(folder)
+            raise
+        if existing is not None:
+            artifacts.remove(folder)
+        return existing
+
+    def _commit(self, session: Session, job: JobRow, attempt: int, row: ArtifactRow) -> None:
+        repository = ArtifactRepository(session)
+        row.name = _free_name(row, repository)
+        repository.add(row)
+        values = {
+            "artifact_id": row.id,
+            "quantized_model": row.name,
+            "quality": row.quality,
+            "fraction": 1.0,
+            "stage": "done",
+        }
+        message = f"{row.name} is ready."
+        JobRepository(session).transition(
+            job.id, JobState.SUCCEEDED, message=message, attempt=attempt, values=values
+        )
+
+
+def _key(job: JobRow, source: Message) -> str:
+    spec, _ = parse_method(job.method)
+    return artifact_key(source["fingerprint"], job.method, versions_of(spec.packages))
+
+
+def _free_name(row: ArtifactRow, repository: ArtifactRepository) -> str:
+    """The plain name, or, where another recipe has it already, the name with the start of the key."""
+    return row.name if repository.find(row.name) is None else f"{row.name}-{row.key[:8]}"
+
+
+def _plain_name(job: JobRow, source_name: str) -> str:
+    spec, params = parse_method(job.method)
+    parts = [source_name, spec.label(params), job.suffix]
+    return ":".join(part for part in parts if part)
+
+
+def _base_row(source: Message) -> ArtifactRow:
+    return ArtifactRow(
+        id=new_id("artifact"), name=source["name"], kind=ArtifactKind.BASE,
+        format=ArtifactFormat.SAFETENSORS, path=source["path"], source=None,
+        source_fingerprint=source["fingerprint"], key=source["fingerprint"], method=None, suffix=None,
+        versions={}, size_bytes=source["size_bytes"], parameter_count=source["parameter_count"],
+        bits_per_weight=source["bits_per_weight"], tensor_types=source["tensor_types"],
+        manifest_sha256=source["fingerprint"], quality=None, seconds=None, peak_memory_bytes=None,
+        job_id=None, created_at=time.time(),
+    )  # fmt: skip
+
+
+def _quantized_row(job: JobRow, artifact_id: str, result: Result, size_bytes: int) -> ArtifactRow:
+    source, made, proof = result.source, result.made, result.proof
+    spec, _ = parse_method(job.method)
+    report = QuantizationReport.model_validate(made["report"])
+    return ArtifactRow(
+        id=artifact_id, name=_plain_name(job, source["name"]), kind=ArtifactKind.QUANTIZED,
+        format=spec.output, path=artifact_id, source=source["name"],
+        source_fingerprint=source["fingerprint"], key=_key(job, source), method=job.method,
+        suffix=job.suffix, versions=versions_of(spec.packages), size_bytes=size_bytes,
+        parameter_count=report.parameter_count, bits_per_weight=report.bits_per_weight,
+        tensor_types=report.tensor_types, manifest_sha256=proof["manifest_sha256"],
+        quality=QualityCard.model_validate(proof["card"]).model_dump(mode="json"),
+        seconds=made["seconds"], peak_memory_bytes=made["peak_memory_bytes"], job_id=job.id,
+        created_at=time.time(),
+    )  # fmt: skip

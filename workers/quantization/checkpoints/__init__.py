@@ -1,0 +1,1 @@
+"""Safetensors checkpoints read and written one tensor at a time."""

@@ -1,0 +1,266 @@
+"""Runs one job: claim, child processes, lease, cancellation, publication. Imports no ML library.
+
+A job is two child processes, one after the other: the first resolves the source and quantizes, the second
+loads what the first wrote and proves it. Whatever they allocate or break ends with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.domain.errors import BitmillError, DiskFull, IllegalTransition, error_from_dict
+from app.domain.jobs import JobState
+from app.persistence.jobs import JobRepository
+from app.persistence.tables import ArtifactRow, JobRow
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage import artifacts
+from workers.child import Child, ChildCrashed, Message
+from workers.presence import Presence, release
+from workers.progress import ProgressGate
+from workers.publisher import Publisher, Result
+
+log = logging.getLogger(__name__)
+
+# How often a running job's row is read for a wish to cancel: well inside the two seconds that are promised.
+WATCH_SECONDS = 0.3
+
+
+class LeaseLost(Exception):
+    """Another attempt owns the job, or it ended: this one must leave no trace."""
+
+
+class CancelRequested(Exception):
+    """Somebody asked for the job's end."""
+
+
+class Stopping(Exception):
+    """This worker is being shut down."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    job: JobRow
+    number: int
+    staging: Path
+
+
+class Supervisor:
+    def __init__(self, database: Database, settings: Settings, presence: Presence) -> None:
+        self.database = database
+        self.settings = settings
+        self.presence = presence
+        self.publisher = Publisher(database, settings)
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ends the running job's child soon and gives the job back to the queue."""
+        self._stopping.set()
+
+    def run(self, job_id: str) -> None:
+        """Runs a job to its end. Losing the race for it is a quiet return."""
+        if self._stopping.is_set():
+            return
+        attempt = self._claim(job_id)
+        if attempt is None:
+            return
+        self.presence.current_job_id = job_id
+        try:
+            self._run_attempt(attempt)
+        finally:
+            self.presence.current_job_id = None
+            artifacts.remove(attempt.staging)
+
+    def _claim(self, job_id: str) -> Attempt | None:
+        try:
+            with self.database.transaction() as session:
+                jobs = JobRepository(session)
+                number = jobs.claim(
+                    job_id, worker_id=self.presence.worker_id, lease_seconds=self.settings.lease_seconds
+                )
+                job = jobs.get(job_id)
+        except BitmillError as error:
+            log.info("did not take job %s: %s", job_id, error)
+            return None
+        return Attempt(job, number, self.settings.staging_folder / f"{job_id}-{number}")
+
+    def _run_attempt(self, attempt: Attempt) -> None:
+        try:
+            self._work(attempt)
+        except LeaseLost:
+            log.warning("job %s: attempt %s lost its lease", attempt.job.id, attempt.number)
+        except CancelRequested:
+            self._finish(attempt, JobState.CANCELLED, "The job was cancelled.")
+        except Stopping:
+            self._give_back(attempt)
+        except ChildCrashed as crash:
+            self._lose(attempt, str(crash))
+        except BitmillError as error:
+            self._fail(attempt, error)
+        except OSError as error:
+            self._fail(attempt, DiskFull.from_os_error(error) or BitmillError(f"the worker failed: {error}"))
+
+    def _work(self, attempt: Attempt) -> None:
+        started = time.monotonic()
+        attempt.staging.mkdir(parents=True)
+        with self._child(attempt, "quantize") as child:
+            source = self._wait_for(child, attempt, "resolved")
+            self.publisher.import_source(source)
+            existing = self.publisher.find_existing(attempt.job, source)
+            if existing is not None:
+                return self._reuse(attempt, existing)
+            child.send({"go": True})
+            made = self._wait_for(child, attempt, "done")
+        with self._child(attempt, "prove") as child:
+            child.send({"source": source})
+            proof = self._wait_for(child, attempt, "done")
+        made["seconds"] = time.monotonic() - started
+        return self._publish(attempt, Result(source=source, made=made, proof=proof))
+
+    def _child(self, attempt: Attempt, step: str) -> Child:
+        job = attempt.job
+        task = {
+            "step": step,
+            "model": job.model,
+            "method": job.method,
+            "artifact": str(attempt.staging / "artifact"),
+        }
+        return Child("workers.job_process", task, log=self.settings.logs_folder / "jobs" / f"{job.id}.log")
+
+    def _wait_for(self, child: Child, attempt: Attempt, kind: str) -> Message:
+        """Passes progress on until a message of this kind arrives; watches lease and cancellation meanwhile."""
+        gate = ProgressGate()
+        watch = Watch(self, attempt)
+        while True:
+            message = child.receive(timeout_seconds=WATCH_SECONDS)
+            watch.look()
+            if message is None:
+                continue
+            if message["kind"] == kind:
+                return message
+            if message["kind"] == "error":
+                raise error_from_dict(message["error"])
+            if message["kind"] == "progress" and gate.lets_through(message["fraction"], message["stage"]):
+                self._record_progress(attempt, gate, message)
+
+    def _record_progress(self, attempt: Attempt, gate: ProgressGate, message: Message) -> None:
+        with self.database.transaction() as session:
+            JobRepository(session).progress(
+                attempt.job.id,
+                attempt=attempt.number,
+                fraction=message["fraction"],
+                stage=message["stage"],
+                eta_seconds=gate.eta_seconds,
+                metrics=message["metrics"],
+            )
+
+    def _reuse(self, attempt: Attempt, existing: ArtifactRow) -> None:
+        values = {
+            "artifact_id": existing.id,
+            "quantized_model": existing.name,
+            "quality": existing.quality,
+            "fraction": 1.0,
+            "stage": "reused",
+            "reused": True,
+        }
+        message = f"The same request made {existing.name} before; it is reused."
+        self._finish(attempt, JobState.SUCCEEDED, message, values)
+
+    def _publish(self, attempt: Attempt, result: Result) -> None:
+        if self.renew(attempt) is None:
+            raise LeaseLost
+        try:
+            existing = self.publisher.publish(attempt.job, attempt.number, attempt.staging / "artifact", result)
+        except IllegalTransition as error:
+            raise CancelRequested if self._state(attempt) is JobState.CANCELLING else LeaseLost from error
+        if existing is not None:
+            self._reuse(attempt, existing)
+
+    def _state(self, attempt: Attempt) -> JobState | None:
+        with self.database.reading() as session:
+            return JobRepository(session).state_for(attempt.job.id, attempt.number)
+
+    def renew(self, attempt: Attempt) -> JobState | None:
+        with self.database.transaction() as session:
+            return JobRepository(session).renew(
+                attempt.job.id, attempt=attempt.number, lease_seconds=self.settings.lease_seconds
+            )
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def _finish(
+        self, attempt: Attempt, state: JobState, message: str, values: dict[str, Any] | None = None,
+        level: str = "info",
+    ) -> None:  # fmt: skip
+        try:
+            with self.database.transaction() as session:
+                JobRepository(session).transition(
+                    attempt.job.id, state, message=message, attempt=attempt.number, values=values, level=level
+                )
+        except IllegalTransition as error:
+            self._settle_cancelled(attempt, error)
+
+    def _settle_cancelled(self, attempt: Attempt, error: IllegalTransition) -> None:
+        """A wish to cancel that came while the attempt was ending wins over its other ends."""
+        if self._state(attempt) is not JobState.CANCELLING:
+            log.warning("job %s: %s", attempt.job.id, error)
+            return
+        with self.database.transaction() as session:
+            JobRepository(session).transition(
+                attempt.job.id, JobState.CANCELLED, message="The job was cancelled.", attempt=attempt.number
+            )
+
+    def _fail(self, attempt: Attempt, error: BitmillError) -> None:
+        log.warning("job %s failed: %s", attempt.job.id, error)
+        self._finish(attempt, JobState.FAILED, error.message, {"error": error.to_dict()}, level="error")
+
+    def _give_back(self, attempt: Attempt) -> None:
+        """A worker that is stopped on purpose costs the job no attempt."""
+        values = {"worker_id": None, "lease_expires_at": None, "dispatched_at": None, "fraction": 0.0}
+        self._finish(attempt, JobState.QUEUED, "The worker is shutting down; the job is queued again.", values)
+
+    def _lose(self, attempt: Attempt, why: str) -> None:
+        with self.database.transaction() as session:
+            jobs = JobRepository(session)
+            job = jobs.get(attempt.job.id)
+            if job.attempt == attempt.number:
+                release(jobs, job, self.settings, why)
+
+
+class Watch:
+    """Looks now and then whether an attempt may go on."""
+
+    def __init__(self, supervisor: Supervisor, attempt: Attempt) -> None:
+        self.supervisor = supervisor
+        self.attempt = attempt
+        self._next_look = 0.0
+        self._next_renewal = 0.0
+
+    def look(self) -> None:
+        """Raises Stopping, CancelRequested or LeaseLost."""
+        if self.supervisor.is_stopping:
+            raise Stopping
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + WATCH_SECONDS
+        self._check(self._state(now))
+
+    def _state(self, now: float) -> JobState | None:
+        if now < self._next_renewal:
+            return self.supervisor._state(self.attempt)
+        self._next_renewal = now + self.supervisor.settings.heartbeat_seconds
+        return self.supervisor.renew(self.attempt)
+
+    def _check(self, state: JobState | None) -> None:
+        if state is JobState.CANCELLING:
+            raise CancelRequested
+        if state is not JobState.RUNNING:
+            raise LeaseLost
