@@ -52,7 +52,9 @@ class Settings(BaseSettings):
         default="http://127.0.0.1:8001", description="Address of the serving host that the API forwards to."
     )
     serving_max_models: int = Field(
-        default=2, ge=1, description="Models a serving host keeps loaded; the least recently used idle one goes."
+        default=2,
+        ge=1,
+        description="Models a serving host keeps loaded; the least recently used idle one goes.",
     )
     serving_load_timeout_seconds: float = Field(
         default=300.0, gt=0, description="How long a model may take to load."
@@ -60,7 +62,9 @@ class Settings(BaseSettings):
     serving_context_length: int = Field(
         default=4096, ge=64, description="Context length, in tokens, with which models are loaded."
     )
-    serving_slots: int = Field(default=16, ge=1, description="Requests that one loaded model works on at a time.")
+    serving_slots: int = Field(
+        default=16, ge=1, description="Requests that one loaded model works on at a time."
+    )
     serving_threads: int = Field(default=0, ge=0, description="Threads per engine; 0 chooses by model size.")
     lease_seconds: float = Field(
         default=15.0, gt=0, description="A running job whose worker is silent for this long is queued again."

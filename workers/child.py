@@ -27,7 +27,7 @@ class ChildCrashed(Exception):
 
 
 class Child:
-    """`with Child(...)` starts the process; leaving the block kills its whole group and frees what it held."""
+    """`with Child(...)` starts the process; leaving the block kills its whole group."""
 
     def __init__(self, module: str, task: Message, *, log: Path) -> None:
         self.module = module

@@ -158,7 +158,12 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> N
             _fail_lost(jobs, job, why)
         else:
             message = f"Attempt {job.attempt} ended without a result ({why}); the job is queued again."
-            values = {"losses": job.losses + 1, "worker_id": None, "lease_expires_at": None, "dispatched_at": None}
+            values = {
+                "losses": job.losses + 1,
+                "worker_id": None,
+                "lease_expires_at": None,
+                "dispatched_at": None,
+            }
             jobs.transition(
                 job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values
             )

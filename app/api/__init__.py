@@ -1,0 +1,1 @@
+"""HTTP: routers, authentication, and the one table from errors to statuses."""

@@ -1,0 +1,1 @@
+"""The `bitmill` command. It starts processes and speaks HTTP; it knows nothing else of the server."""

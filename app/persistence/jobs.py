@@ -78,7 +78,9 @@ class JobRepository:
 
     def _illegal(self, job_id: str, target: JobState) -> IllegalTransition:
         row = self.get(job_id)
-        return IllegalTransition(f"job {job_id!r} is {row.state} (attempt {row.attempt}); it cannot become {target}")
+        return IllegalTransition(
+            f"job {job_id!r} is {row.state} (attempt {row.attempt}); it cannot become {target}"
+        )
 
     def claim(self, job_id: str, *, worker_id: str, lease_seconds: float) -> int:
         """Takes a queued job for a worker and returns the attempt's number, or raises IllegalTransition."""
@@ -162,7 +164,10 @@ class JobRepository:
 
     def counts(self) -> dict[str, int]:
         query = select(JobRow.state, func.count()).group_by(JobRow.state)
-        return {state: count for state, count in self.session.execute(query)}
+        return {state: int(count) for state, count in self.session.execute(query)}
+
+    def oldest_queued_at(self) -> float | None:
+        return self.session.scalar(select(func.min(JobRow.created_at)).where(JobRow.state == JobState.QUEUED))
 
     def active_on_model(self, model: str) -> list[JobRow]:
         query = select(JobRow).where(JobRow.model == model, JobRow.state.not_in(FINAL_STATES))

@@ -8,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 
 import migrations
+from app.settings import get_settings
 
 
 def alembic_config(database_url: str) -> Config:
@@ -20,3 +21,7 @@ def alembic_config(database_url: str) -> Config:
 def migrate(database_url: str, revision: str = "head") -> None:
     """Upgrades (or creates) the database. Safe to call at every start."""
     command.upgrade(alembic_config(database_url), revision)
+
+
+if __name__ == "__main__":
+    migrate(get_settings().database)

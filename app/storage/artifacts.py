@@ -40,7 +40,11 @@ def seal(folder: Path) -> str:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = [
-        {"path": str(path.relative_to(folder)), "size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        {
+            "path": str(path.relative_to(folder)),
+            "size_bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
         for path in files
     ]
     text = json.dumps({"files": entries}, indent=1)
@@ -102,6 +106,6 @@ def require_free_disk(folder: Path, needed_bytes: int, reserve_bytes: int) -> No
     free = shutil.disk_usage(existing).free
     if free - needed_bytes < reserve_bytes:
         raise DiskFull(
-            f"about {needed_bytes} bytes are needed and {reserve_bytes} must stay free, but the data folder's "
-            f"disk has {free}; delete models (DELETE /v1/models/…) or set BITMILL_DATA_DIR to a larger disk"
+            f"about {needed_bytes} bytes are needed and {reserve_bytes} must stay free, but the disk has "
+            f"{free}; delete models (DELETE /v1/models/…) or set BITMILL_DATA_DIR to a larger disk"
         )

@@ -59,7 +59,10 @@ def perplexity(nll: Floats) -> Measurement:
 
 @dataclass(frozen=True)
 class PackedLogProbs:
-    """Log-probabilities in 16 bits each, scaled per position: steps of range/65535, below a thousandth of a nat."""
+    """Log-probabilities in 16 bits each, scaled per position.
+
+    A step is the position's range / 65535: below a thousandth of a nat.
+    """
 
     codes: npt.NDArray[np.uint16]
     lowest: npt.NDArray[np.float32]

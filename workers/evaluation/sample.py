@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from app.storage.checkpoints import Checkpoint
 from transformers import AutoTokenizer
 
 from app.settings import Settings
-from app.storage.checkpoints import Checkpoint
 from workers.evaluation.windows import Tokens, cut
 
 NAME: Final = "builtin"
@@ -73,6 +73,10 @@ def _stop(checkpoint: Checkpoint, tokenizer: Any) -> frozenset[int]:
     path = checkpoint.path / "generation_config.json"
     generation = json.loads(path.read_text()) if path.is_file() else {}
     found: set[int] = set()
-    for value in (tokenizer.eos_token_id, checkpoint.config.get("eos_token_id"), generation.get("eos_token_id")):
+    for value in (
+        tokenizer.eos_token_id,
+        checkpoint.config.get("eos_token_id"),
+        generation.get("eos_token_id"),
+    ):
         found.update(value if isinstance(value, list) else [value] if value is not None else [])
     return frozenset(found)

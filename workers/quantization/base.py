@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from app.storage.checkpoints import Checkpoint
+
 from app.domain.artifacts import QuantizationReport
 from app.domain.quantization.spec import MethodParams, MethodSpec
-from app.storage.checkpoints import Checkpoint
 
 P = TypeVar("P", bound=MethodParams)
 
@@ -27,7 +28,7 @@ class JobRun(Protocol):
 class QuantizationMethod(ABC, Generic[P]):
     spec: ClassVar[MethodSpec]
 
-    def check_environment(self) -> None:  # noqa: B027 -- most methods need nothing that could be missing
+    def check_environment(self) -> None:
         """Raises MethodUnavailable, saying what to install."""
 
     @abstractmethod

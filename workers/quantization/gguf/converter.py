@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from app.storage.checkpoints import Checkpoint, TensorInfo
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
 from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.errors import IncompatibleModel
-from app.storage.checkpoints import Checkpoint, TensorInfo
 from workers.quantization.base import JobRun
 from workers.quantization.checkpoints.reader import read_tensor
 from workers.quantization.gguf.vocabulary import read_vocabulary, write_vocabulary
@@ -130,7 +130,12 @@ def _write_tensors(
 ) -> None:
     heads = checkpoint.config["num_attention_heads"]
     key_heads = checkpoint.config.get("num_key_value_heads") or heads
-    permuted = {"attn_q.weight": heads, "attn_q.bias": heads, "attn_k.weight": key_heads, "attn_k.bias": key_heads}
+    permuted = {
+        "attn_q.weight": heads,
+        "attn_q.bias": heads,
+        "attn_k.weight": key_heads,
+        "attn_k.bias": key_heads,
+    }
     done = 0
     for name, info in tensors:
         run.report(done / checkpoint.weight_bytes, "converting to GGUF")

@@ -21,7 +21,7 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`model` is llama.cpp's family: gpt2 (byte-level BPE with merges) or llama (SentencePiece with scores)."""
+    """`model` is llama.cpp's family: gpt2 (byte-level BPE, merges) or llama (SentencePiece, scores)."""
 
     model: str
     tokens: list[str]
@@ -43,7 +43,9 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     model = tokenizer["model"]
     if model.get("type") != "BPE":
-        raise UnsupportedArchitecture(f"a {model.get('type')} tokenizer has no converter to GGUF", param="model")
+        raise UnsupportedArchitecture(
+            f"a {model.get('type')} tokenizer has no converter to GGUF", param="model"
+        )
     tokens, types = _tokens(tokenizer, size)
     if model.get("byte_fallback"):
         prefix = _adds_space(tokenizer)

@@ -18,7 +18,8 @@ class BitsAndBytesParams(MethodParams):
         default="nf4", description="int8 per row with outlier columns in 16 bits, or a 4-bit type per block."
     )
     double_quant: bool = Field(
-        default=False, description="Quantize the blocks' scales too (4-bit types): about 0.4 bits per weight less."
+        default=False,
+        description="Quantize the blocks' scales too (4-bit types): about 0.4 bits per weight less.",
     )
     compute_dtype: Literal["bf16", "fp16", "fp32"] = Field(
         default="bf16", description="Type in which 4-bit layers multiply when the model runs."

@@ -1,0 +1,64 @@
+"""Errors on the wire: OpenAI's error object, always with all four fields."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.domain.errors import BitmillError
+from app.domain.http_status import status_of
+
+log = logging.getLogger(__name__)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(BitmillError, _on_bitmill_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+def _answer(
+    status: int, message: str, type_: str, param: str | None, code: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    error: dict[str, Any] = {"message": message, "type": type_, "param": param, "code": code}
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+async def _on_bitmill_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BitmillError)  # noqa: S101 -- registered for this class only
+    return JSONResponse({"error": error.to_dict()}, status_code=status_of(error))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for this class only
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = ".".join(place) or None
+    subject = f"{param}: " if param else ""
+    if first["type"] == "json_invalid":
+        return _answer(400, "the body is not valid JSON", "invalid_request_error", None, "invalid_json")
+    message = f"{subject}{first['msg']}"
+    if first["type"] not in ("missing", "extra_forbidden"):
+        message += f", not {first.get('input')!r}"
+    return _answer(400, message, "invalid_request_error", param, "invalid_parameter")
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 -- registered for this class only
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"Unknown request URL: {request.method} {request.url.path}. See /docs for what exists"
+    headers = dict(error.headers) if error.headers else None
+    return _answer(error.status_code, message, "invalid_request_error", None, code, headers)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(500, "the server failed; its log has the reason", "server_error", None, "internal_error")

@@ -1,0 +1,40 @@
+"""OpenAI's models routes. Names hold slashes and colons; clients may or may not escape them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from app.api.dependencies import Models
+from app.api.schemas import list_view, model_view
+from app.domain.errors import ServingUnavailable
+
+log = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.get("/models")
+def list_models(models: Models) -> dict[str, Any]:
+    return list_view([model_view(row) for row in models.list()])
+
+
+@router.get("/models/{name:path}")
+def get_model(name: str, models: Models) -> dict[str, Any]:
+    return model_view(models.get(name))
+
+
+@router.delete("/models/{name:path}")
+async def delete_model(request: Request, name: str, models: Models) -> dict[str, Any]:
+    row = await run_in_threadpool(models.delete, name)
+    await _unload(request, name)
+    return {"id": row.name, "object": "model", "deleted": True}
+
+
+async def _unload(request: Request, name: str) -> None:
+    try:
+        await request.app.state.serving.unload(name)
+    except ServingUnavailable:
+        log.info("no serving host is there to unload %s from", name)

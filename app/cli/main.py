@@ -1,0 +1,193 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console
+
+import app
+from app.cli import demo as demonstration
+from app.cli import launch, tables
+from app.cli.progress import follow_job
+from app.client import BitmillClient, RequestFailed
+from app.settings import get_settings
+
+
+class Group(click.Group):
+    """Turns the server's errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RequestFailed as error:
+            raise click.ClickException(str(error)) from error
+        except httpx.ConnectError as error:
+            raise click.ClickException(
+                f"no Bitmill answers at {_url()} ({error}); start one with `bitmill up`"
+            ) from error
+
+
+def _url() -> str:
+    settings = get_settings()
+    return os.environ.get("BITMILL_URL", f"http://{settings.host}:{settings.port}")
+
+
+def _client() -> BitmillClient:
+    keys = get_settings().api_keys
+    return BitmillClient(_url(), api_key=keys[0] if keys else None)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(app.__version__, prog_name="bitmill")
+def cli() -> None:
+    """Quantize language models as durable jobs, measure what it cost, serve the result."""
+
+
+@cli.command()
+@click.option("--host", help="Address the API listens on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port the API listens on.  [default: 8000]")
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: bitmill-data]")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+def up(host: str | None, port: int | None, data: Path | None, workers: int) -> None:
+    """Run API, worker and serving host together until Ctrl-C."""
+    sys.exit(launch.up(host=host, port=port, data=data, workers=workers))
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on.  [default: 8000]")
+def api(host: str | None, port: int | None) -> None:
+    """Run the API alone."""
+    settings = get_settings()
+    launch.replace_process(launch.api_command(host or settings.host, settings.port if port is None else port))
+
+
+@cli.command()
+def worker() -> None:
+    """Run one worker: it takes jobs from the queues that its machine can serve."""
+    launch.replace_process(launch.worker_command("worker"))
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8001, show_default=True, help="Port to listen on.")
+def serving(host: str, port: int) -> None:
+    """Run one serving host: it loads models and generates."""
+    launch.replace_process(launch.serving_command(host, port))
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database to the newest schema."""
+    launch.migrate(dict(os.environ))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--method", default="gguf", show_default=True, help="Method; `bitmill methods` lists them.")
+@click.option(
+    "--set", "parameters", multiple=True, metavar="NAME=VALUE",
+    help="A parameter of the method, such as quantization=Q5_K_M. Repeatable.",
+)  # fmt: skip
+@click.option("--suffix", help="Ends the new model's name.")
+@click.option("--wait", is_flag=True, help="Follow the job to its end.")
+def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, wait: bool) -> None:
+    """Submit a quantization job for MODEL."""
+    values = dict(_parse_parameter(text) for text in parameters)
+    with _client() as client:
+        job = client.submit(model, {"type": method, **values}, suffix=suffix)
+        click.echo(job["id"])
+        if wait:
+            _wait(client, job["id"])
+
+
+def _wait(client: BitmillClient, job_id: str) -> None:
+    console = Console(stderr=True)
+    job = follow_job(client, job_id, console)
+    if job["status"] != "succeeded":
+        reason = job["error"]["message"] if job["error"] else job["status"]
+        raise click.ClickException(f"{job_id} {job['status']}: {reason}")
+    click.echo(job["quantized_model"])
+
+
+def _parse_parameter(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
+    known: dict[str, Any] = {"true": True, "false": False}
+    return name, known.get(value.lower(), int(value) if value.isdecimal() else value)
+
+
+@cli.group()
+def jobs() -> None:
+    """List, show, follow and cancel jobs."""
+
+
+@jobs.command("list")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+def list_jobs(limit: int) -> None:
+    """The newest jobs."""
+    with _client() as client:
+        Console().print(tables.jobs(client.jobs(limit=limit)))
+
+
+@jobs.command("show")
+@click.argument("job_id")
+def show_job(job_id: str) -> None:
+    """One job, whole."""
+    with _client() as client:
+        Console().print_json(data=client.job(job_id))
+
+
+@jobs.command("follow")
+@click.argument("job_id")
+def follow(job_id: str) -> None:
+    """Show a job's progress until it ends."""
+    with _client() as client:
+        _wait(client, job_id)
+
+
+@jobs.command("cancel")
+@click.argument("job_id")
+def cancel_job(job_id: str) -> None:
+    """End a job."""
+    with _client() as client:
+        click.echo(f"{job_id} {client.cancel(job_id)['status']}")
+
+
+@cli.command()
+def methods() -> None:
+    """What models can be quantized with, and what is available here."""
+    with _client() as client:
+        Console().print(tables.methods(client.methods()))
+
+
+@cli.command()
+def models() -> None:
+    """The models that can be served."""
+    with _client() as client:
+        Console().print(tables.models(client.models()))
+
+
+@cli.command()
+def workers() -> None:
+    """The live workers and their hardware."""
+    with _client() as client:
+        Console().print(tables.workers(client.workers()))
+
+
+@cli.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: bitmill-data]")
+def demo(data: Path | None) -> None:
+    """Quantize a small model twice, measure both and ask them a question."""
+    sys.exit(demonstration.run(data))
+
+
+if __name__ == "__main__":
+    cli()

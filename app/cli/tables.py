@@ -1,0 +1,77 @@
+"""Answers of the API as tables for a terminal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+Json = dict[str, Any]
+
+
+def jobs(rows: list[Json]) -> Table:
+    table = Table("id", "status", "model", "method", "progress", "created", "result")
+    for job in rows:
+        result = job["quantized_model"] or (job["error"] or {}).get("message", "")
+        progress = f"{job['progress']['fraction']:.0%}"
+        table.add_row(
+            job["id"], job["status"], job["model"], method(job), progress, moment(job["created_at"]), result
+        )
+    return table
+
+
+def method(job: Json) -> str:
+    values = dict(job["method"])
+    name = values.pop("type")
+    shown = [f"{key}={value}" for key, value in values.items()]
+    return " ".join([name, *shown])
+
+
+def methods(rows: list[Json]) -> Table:
+    table = Table("method", "what it does", "writes", "devices", "parameters", "available")
+    for row in rows:
+        parameters = ", ".join(row["parameters"].get("properties", {}))
+        available = "yes" if row["available"] else f"no: {row['unavailable_reason']}"
+        table.add_row(
+            row["id"], row["summary"], row["output"], ", ".join(row["devices"]), parameters, available
+        )
+    return table
+
+
+def models(rows: list[Json]) -> Table:
+    table = Table("model", "format", "size", "bits per weight", "perplexity", "KL divergence")
+    for row in rows:
+        details = row["bitmill"]
+        table.add_row(
+            row["id"], details["format"], size(details["size_bytes"]), f"{details['bits_per_weight']:.2f}",
+            measurement(details["quality"], "perplexity", 2),
+            measurement(details["quality"], "kl_divergence", 4),
+        )  # fmt: skip
+    return table
+
+
+def workers(rows: list[Json]) -> Table:
+    table = Table("worker", "queues", "processor", "memory", "GPUs", "works on")
+    for row in rows:
+        hardware = row["hardware"]
+        gpus = ", ".join(gpu["name"] for gpu in hardware["gpus"]) or "none"
+        processor = f"{hardware['cores']} × {hardware['processor']}"
+        table.add_row(
+            row["id"], ", ".join(row["queues"]), processor, size(hardware["memory_bytes"]), gpus,
+            row["current_job"] or "nothing",
+        )  # fmt: skip
+    return table
+
+
+def measurement(quality: Json | None, name: str, digits: int) -> str:
+    return f"{quality[name]['value']:.{digits}f}" if quality else ""
+
+
+def size(count: int) -> str:
+    """Bytes in powers of ten, as disks are sold."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

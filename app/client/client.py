@@ -1,0 +1,103 @@
+"""A thin client for what OpenAI's own client has no words for: quantization jobs, methods, workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+Json = dict[str, Any]
+
+
+class RequestFailed(Exception):
+    """The server answered with an error object, kept in `error`."""
+
+    def __init__(self, status: int, error: Json) -> None:
+        super().__init__(f"{error.get('message')} (HTTP {status}, {error.get('code')})")
+        self.status = status
+        self.error = error
+
+
+class BitmillClient:
+    """`with BitmillClient("http://127.0.0.1:8000") as client: client.submit(...)`."""
+
+    def __init__(
+        self, base_url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=60, transport=transport)
+
+    def __enter__(self) -> BitmillClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def submit(self, model: str, method: Json, *, suffix: str | None = None) -> Json:
+        """POST /v1/quantization/jobs. Raises RequestFailed."""
+        body = {"model": model, "method": method} | ({"suffix": suffix} if suffix else {})
+        return self._request("POST", "/v1/quantization/jobs", json=body)
+
+    def job(self, job_id: str) -> Json:
+        return self._request("GET", f"/v1/quantization/jobs/{job_id}")
+
+    def jobs(self, *, limit: int = 20) -> list[Json]:
+        return self._list("/v1/quantization/jobs", params={"limit": limit})
+
+    def cancel(self, job_id: str) -> Json:
+        return self._request("POST", f"/v1/quantization/jobs/{job_id}/cancel")
+
+    def follow(self, job_id: str) -> Iterator[Json]:
+        """A job's events as they come, until it has ended."""
+        path = f"/v1/quantization/jobs/{job_id}/events"
+        with self._http.stream("GET", path, params={"stream": "true"}) as response:
+            if response.is_error:
+                response.read()
+            _raise_for_error(response)
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+
+    def methods(self) -> list[Json]:
+        return self._list("/v1/quantization/methods")
+
+    def models(self) -> list[Json]:
+        return self._list("/v1/models")
+
+    def model(self, name: str) -> Json:
+        return self._request("GET", f"/v1/models/{quote(name, safe='')}")
+
+    def delete_model(self, name: str) -> Json:
+        return self._request("DELETE", f"/v1/models/{quote(name, safe='')}")
+
+    def workers(self) -> list[Json]:
+        return self._list("/v1/workers")
+
+    def readiness(self) -> Json:
+        return self._request("GET", "/readyz")
+
+    def _list(self, path: str, params: dict[str, Any] | None = None) -> list[Json]:
+        items: list[Json] = self._request("GET", path, params=params)["data"]
+        return items
+
+    def _request(self, method: str, path: str, **arguments: Any) -> Json:
+        response = self._http.request(method, path, **arguments)
+        _raise_for_error(response)
+        body: Json = response.json()
+        return body
+
+
+def _raise_for_error(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    try:
+        error = response.json()["error"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # not ours: a proxy's page, say
+        error = {"message": response.text[:500], "code": "http_error"}
+    raise RequestFailed(response.status_code, error)

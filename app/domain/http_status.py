@@ -1,0 +1,36 @@
+"""The one table from errors to HTTP statuses, shared by the API and the serving host."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from app.domain.errors import (
+    AuthenticationFailed,
+    BitmillError,
+    Conflict,
+    HubUnreachable,
+    InsufficientResources,
+    InvalidRequest,
+    JobFailed,
+    NotFound,
+    ServingUnavailable,
+    UpstreamFailed,
+)
+
+HTTP_STATUS: Final[dict[type[BitmillError], int]] = {
+    InvalidRequest: 400,
+    AuthenticationFailed: 401,
+    NotFound: 404,
+    Conflict: 409,
+    InsufficientResources: 507,
+    UpstreamFailed: 502,
+    HubUnreachable: 502,
+    ServingUnavailable: 503,
+    JobFailed: 500,
+    BitmillError: 500,
+}
+
+
+def status_of(error: BitmillError) -> int:
+    """The status of the error's class, or of its nearest ancestor that has one."""
+    return next(HTTP_STATUS[cls] for cls in type(error).__mro__ if cls in HTTP_STATUS)

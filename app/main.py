@@ -1,0 +1,62 @@
+"""`create_app` wires the API together; nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+
+import app as package
+from app.api import operations, quantization
+from app.api.dependencies import require_api_key
+from app.api.errors import install_error_handlers
+from app.api.metrics import Metrics, MetricsMiddleware
+from app.api.openai import completions, deployments, models
+from app.persistence.unit_of_work import Database
+from app.queue.configuration import create_celery
+from app.queue.dispatcher import CeleryDispatcher, Dispatcher
+from app.services.models import ModelService
+from app.services.quantization_jobs import QuantizationJobService
+from app.services.workers import WorkerService
+from app.serving_client.client import ServingClient
+from app.settings import Settings, get_settings
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    dispatcher: Dispatcher | None = None,
+    serving: ServingClient | None = None,
+) -> FastAPI:
+    """The API. Tests pass their own settings, dispatcher or serving client."""
+    settings = settings or get_settings()
+    app = FastAPI(title="Bitmill", version=package.__version__, lifespan=_lifespan)
+    database = Database(settings.database)
+    workers = WorkerService(database, settings)
+    app.state.settings = settings
+    app.state.database = database
+    app.state.workers = workers
+    app.state.models = ModelService(database, settings)
+    dispatcher = dispatcher or CeleryDispatcher(create_celery(settings))
+    app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)
+    app.state.serving = serving or ServingClient(settings.serving_url)
+    app.state.metrics = Metrics(database, workers)
+    app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
+    install_error_handlers(app)
+    _include_routers(app)
+    return app
+
+
+def _include_routers(app: FastAPI) -> None:
+    app.include_router(operations.health)
+    guarded = (quantization.router, operations.router, completions.router, deployments.router, models.router)
+    for router in guarded:
+        app.include_router(router, dependencies=[Depends(require_api_key)])
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.serving.aclose()
+    app.state.database.close()

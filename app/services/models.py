@@ -1,0 +1,47 @@
+"""Listing and deleting models: imported originals and the results of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.domain.artifacts import ArtifactKind
+from app.domain.errors import ModelInUse
+from app.persistence.artifacts import ArtifactRepository
+from app.persistence.jobs import JobRepository
+from app.persistence.tables import ArtifactRow
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage import artifacts
+
+
+class ModelService:
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+
+    def list(self) -> Sequence[ArtifactRow]:
+        with self.database.reading() as session:
+            return ArtifactRepository(session).list()
+
+    def get(self, name: str) -> ArtifactRow:
+        with self.database.reading() as session:
+            return ArtifactRepository(session).get(name)
+
+    def delete(self, name: str) -> ArtifactRow:
+        """Takes a model off the list, then its files off the disk.
+
+        The files of an original stay where they are when they are the user's own folder. Raises
+        ModelNotFound, or ModelInUse while a job works on the model.
+        """
+        with self.database.transaction() as session:
+            row = ArtifactRepository(session).get(name)
+            busy = JobRepository(session).active_on_model(name)
+            if busy:
+                raise ModelInUse(
+                    f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model"
+                )
+            ArtifactRepository(session).delete(row.id)
+        folder = artifacts.locate(row, self.settings)
+        if row.kind == ArtifactKind.QUANTIZED or folder.is_relative_to(self.settings.sources_folder):
+            artifacts.remove(folder)
+        return row

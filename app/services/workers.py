@@ -1,0 +1,85 @@
+"""What the machines of this installation can do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from app.domain.errors import MethodUnavailable, NoWorkerAvailable
+from app.domain.hardware import Device
+from app.domain.quantization.catalog import CATALOG
+from app.domain.quantization.spec import MethodSpec
+from app.persistence.tables import WorkerRow
+from app.persistence.unit_of_work import Database
+from app.persistence.workers import WorkerRepository
+from app.settings import Settings
+
+# A worker that missed this many heartbeats is not live.
+MISSED_BEATS = 5
+
+
+class WorkerService:
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+
+    def live(self) -> list[WorkerRow]:
+        """Workers whose heartbeat is fresh and who have not said that they stopped."""
+        fresh = time.time() - MISSED_BEATS * self.settings.heartbeat_seconds
+        return [worker for worker in self._seen_since(fresh) if worker.stopped_at is None]
+
+    def recent(self) -> Sequence[WorkerRow]:
+        """Workers seen within the grace time: those that restart right now are among them."""
+        return self._seen_since(time.time() - self.settings.worker_grace_seconds)
+
+    def _seen_since(self, moment: float) -> Sequence[WorkerRow]:
+        with self.database.reading() as session:
+            return WorkerRepository(session).seen_since(moment)
+
+    def choose_queue(self, spec: MethodSpec) -> str:
+        """The queue for a method's job: gpu before cpu where both will do.
+
+        Raises NoWorkerAvailable, or MethodUnavailable with what is missing on the workers there are.
+        """
+        workers = self.recent()
+        queues = [device.value for device in (Device.GPU, Device.CPU) if device in spec.devices]
+        fitting = [worker for worker in workers if set(queues) & set(worker.queues)]
+        if not fitting:
+            raise NoWorkerAvailable(
+                f"no worker takes jobs from queue {' or '.join(queues)}; start one with `bitmill worker`"
+            )
+        able = [worker for worker in fitting if worker.methods.get(spec.name, "") is None]
+        if not able:
+            reason = fitting[0].methods.get(spec.name) or "the worker's version does not know it"
+            raise MethodUnavailable(
+                f"method {spec.name!r} cannot run on any worker: {reason}", param="method.type"
+            )
+        return next(queue for queue in queues if any(queue in worker.queues for worker in able))
+
+    def catalog(self) -> list[dict[str, Any]]:
+        """Every method with its JSON schema, and whether a live worker can run it."""
+        workers = self.live()
+        return [_describe(spec, workers) for spec in CATALOG.values()]
+
+
+def _describe(spec: MethodSpec, workers: list[WorkerRow]) -> dict[str, Any]:
+    answers = [worker.methods[spec.name] for worker in workers if spec.name in worker.methods]
+    available = any(answer is None for answer in answers)
+    reason = next(
+        (answer for answer in answers if answer), "no worker is live; start one with `bitmill worker`"
+    )
+    return {
+        "object": "quantization.method",
+        "id": spec.name,
+        "summary": spec.summary,
+        "output": spec.output.value,
+        "devices": sorted(device.value for device in spec.devices),
+        "needs_calibration": spec.needs_calibration,
+        "needs_training": spec.needs_training,
+        "streams": spec.streams,
+        "architectures": sorted(spec.architectures) if spec.architectures else None,
+        "available": available,
+        "unavailable_reason": None if available else reason,
+        "parameters": spec.params.model_json_schema(),
+    }

@@ -1,0 +1,90 @@
+"""Finds models that are already on this machine's disk. The API and the workers ask the same function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from app.domain.errors import PathOutsideRoots, SourceNotFound
+from app.domain.model_names import ModelName, SourceKind
+from app.settings import Settings
+
+
+def locate_local(name: ModelName, settings: Settings) -> Path | None:
+    """The folder of a model that needs no import, or None when a worker has to fetch or unpack it.
+
+    Raises SourceNotFound for a folder that is not there, and PathOutsideRoots.
+    """
+    return LOCATORS[name.kind](name, settings)
+
+
+def resolve_folder(name: str, roots: Sequence[Path]) -> Path | None:
+    """The real path of a folder inside one of `roots`, which must be real paths themselves; None if none is.
+
+    An absolute name must lie in a root, a relative one is looked for in each root in turn; links are
+    followed first. Raises PathOutsideRoots for a name that leads elsewhere.
+    """
+    if Path(name).is_absolute():
+        candidates = [(_real(Path(name)), tuple(roots))]
+    else:
+        candidates = [(_real(root / name), (root,)) for root in roots]
+    for path, allowed in candidates:
+        if not any(path.is_relative_to(root) for root in allowed):
+            raise PathOutsideRoots(
+                f"model {name!r} lies outside the folders that may be read; put it into one of "
+                f"BITMILL_SOURCE_ROOTS ({', '.join(map(str, roots))}), or add its folder there",
+                param="model",
+            )
+        # os.path, because pathlib raises for names that are too long for the file system.
+        if os.path.isdir(path):  # noqa: PTH112
+            return path
+    return None
+
+
+def demo_folder(name: ModelName, settings: Settings) -> Path:
+    """Where a demo model is unpacked to."""
+    return settings.sources_folder / name.name
+
+
+def snapshot_folder(repo: str, commit: str, settings: Settings) -> Path:
+    """Where one commit of a hub model is downloaded to."""
+    return settings.sources_folder / "hub" / repo / commit
+
+
+def _real(path: Path) -> Path:
+    # os.path, because Path.resolve raises on a loop of links, where realpath stops.
+    return Path(os.path.realpath(path))
+
+
+def _locate_folder(name: ModelName, settings: Settings) -> Path:
+    found = resolve_folder(name.name, settings.roots)
+    if found is None:
+        raise SourceNotFound(
+            f"there is no folder {name.name!r} in BITMILL_SOURCE_ROOTS ({', '.join(map(str, settings.roots))}); put "
+            "the checkpoint there, or give a hub model as 'org/name'",
+            param="model",
+        )
+    return found
+
+
+def _locate_hub(name: ModelName, settings: Settings) -> Path | None:
+    if name.revision is None:
+        return resolve_folder(name.name, settings.roots)
+    if name.repo is None or name.commit is None:
+        return None
+    folder = snapshot_folder(name.repo, name.commit, settings)
+    return folder if folder.is_dir() else None
+
+
+def _locate_demo(name: ModelName, settings: Settings) -> Path | None:
+    folder = demo_folder(name, settings)
+    return folder if folder.is_dir() else None
+
+
+LOCATORS: Final[dict[SourceKind, Callable[[ModelName, Settings], Path | None]]] = {
+    SourceKind.DEMO: _locate_demo,
+    SourceKind.HUB: _locate_hub,
+    SourceKind.FOLDER: _locate_folder,
+}
