@@ -61,8 +61,8 @@ def parse_model_name(text: str) -> ModelName:
 def _require_printable(text: str) -> None:
     if not text or text != text.strip() or len(text) > MAX_LENGTH or not text.isprintable():
         raise InvalidModelName(
-            f"model {text[:80]!r} is no name: give 1 to {MAX_LENGTH} printable characters without spaces around "
-            f"them, such as 'org/name', 'org/name@revision', a folder, or {next(iter(DEMO_MODELS))!r}",
+            f"model {text[:80]!r} is no name: give 1 to {MAX_LENGTH} printable characters without spaces "
+            f"around them, such as 'org/name', 'org/name@revision', a folder, or {next(iter(DEMO_MODELS))!r}",
             param="model",
         )
 
@@ -82,8 +82,8 @@ def _has_forbidden_runs(text: str) -> bool:
 def _parse_hub(text: str, repo: str, revision: str | None) -> ModelName:
     if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
         raise InvalidModelName(
-            f"revision {revision!r} of model {repo!r} is invalid: give a branch, a tag or a commit hash after '@', "
-            f"such as {repo + '@main'!r}",
+            f"revision {revision!r} of model {repo!r} is invalid: give a branch, a tag or a commit hash "
+            f"after '@', such as {repo + '@main'!r}",
             param="model",
         )
     return ModelName(SourceKind.HUB, text, repo=repo, revision=revision)

@@ -66,7 +66,8 @@ def _corrupt(problem: str) -> NoReturn:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise SourceNotFound(f"there is no folder {folder.name!r} with a checkpoint; check the name", param="model")
+        message = f"there is no folder {folder.name!r} with a checkpoint; check the name"
+        raise SourceNotFound(message, param="model")
     if not (folder / CONFIG).is_file():
         raise SourceNotFound(
             f"folder {folder.name!r} holds no {CONFIG}; give the folder of a Hugging Face checkpoint "
@@ -81,7 +82,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
-        _corrupt(f"{path.name} cannot be read ({error.strerror}); make it readable to the user that runs Bitmill")
+        _corrupt(f"{path.name} cannot be read ({error.strerror}); make it readable to Bitmill's user")
     except (ValueError, RecursionError) as error:
         _corrupt(f"{path.name} is no valid JSON ({error}); copy or download it again")
     if not isinstance(value, dict):
@@ -105,8 +106,8 @@ def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
     if found:
         method = found.get("quant_method") if isinstance(found, dict) else None
         raise IncompatibleModel(
-            f"the model in {folder.name!r} is already quantized with {method or 'an unnamed method'!r}; quantize the "
-            "original instead",
+            f"the model in {folder.name!r} is already quantized with {method or 'an unnamed method'!r}; "
+            "quantize the original instead",
             param="model",
         )
 
@@ -121,7 +122,7 @@ def _find_weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     files = tuple(folder / name for name in sorted(set(index.values())))
     for file in files:
         if not file.is_file():
-            _corrupt(f"{WEIGHTS_INDEX} names the shard {file.name!r}, which is missing; copy or download it again")
+            _corrupt(f"{WEIGHTS_INDEX} names the shard {file.name!r}, which is missing; download it again")
     return files, index
 
 
@@ -130,14 +131,14 @@ def refuse_without_weights(name: str, files: list[str]) -> NoReturn:
     pickles = sorted(file for file in files if file.endswith(PICKLE_SUFFIXES))
     if pickles:
         raise PickleCheckpoint(
-            f"{name!r} has its weights only as pickle ({pickles[0]}), which can run code when it is read; convert it "
-            "to safetensors with transformers' save_pretrained",
+            f"{name!r} has its weights only as pickle ({pickles[0]}), which can run code when it is read; "
+            "convert it to safetensors with transformers' save_pretrained",
             param="model",
         )
     others = sorted(file for file in files if file.endswith((".safetensors", ".gguf")))
     found = f"; it holds {', '.join(others[:3])}" if others else ""
     raise SourceNotFound(
-        f"{name!r} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}{found}; give a complete Hugging Face checkpoint",
+        f"{name!r} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}{found}; give a complete checkpoint",
         param="model",
     )
 
@@ -159,7 +160,7 @@ def _read_tensors(files: tuple[Path, ...]) -> dict[str, TensorInfo]:
         for name, info in read_tensor_infos(file).items():
             if name in tensors:
                 first = tensors[name].file.name
-                _corrupt(f"tensor {name!r} is both in {first} and in {file.name}; remove one, or download both again")
+                _corrupt(f"tensor {name!r} is in {first} and in {file.name}; download both again")
             tensors[name] = info
     if not any(info.end > info.start for info in tensors.values()):
         _corrupt(f"{files[0].name} holds no tensor data; copy or download it again")
@@ -169,7 +170,7 @@ def _read_tensors(files: tuple[Path, ...]) -> dict[str, TensorInfo]:
 def _check_index(index: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
     for name, shard in index.items():
         if name not in tensors or tensors[name].file.name != shard:
-            _corrupt(f"{WEIGHTS_INDEX} says that tensor {name!r} is in {shard}, but it is not; download both again")
+            _corrupt(f"{WEIGHTS_INDEX} says {name!r} is in {shard}, but it is not; download both again")
 
 
 def fingerprint(folder: Path, cache_folder: Path) -> str:
@@ -183,7 +184,8 @@ def fingerprint(folder: Path, cache_folder: Path) -> str:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(MODEL_FILE_SUFFIXES))
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in files if path.name.endswith(MODEL_FILE_SUFFIXES))
 
 
 def cached_sha256(path: Path, cache_folder: Path) -> str:

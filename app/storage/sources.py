@@ -62,8 +62,8 @@ def _locate_folder(name: ModelName, settings: Settings) -> Path:
     found = resolve_folder(name.name, settings.roots)
     if found is None:
         raise SourceNotFound(
-            f"there is no folder {name.name!r} in BITMILL_SOURCE_ROOTS ({', '.join(map(str, settings.roots))}); put "
-            "the checkpoint there, or give a hub model as 'org/name'",
+            f"there is no folder {name.name!r} in BITMILL_SOURCE_ROOTS ({', '.join(map(str, settings.roots))}); "
+            "put the checkpoint there, or give a hub model as 'org/name'",
             param="model",
         )
     return found

@@ -32,7 +32,7 @@ DTYPE_BITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `start` to `end` (exclusive) of `file`, counted from the file's beginning."""
+    """Where a tensor lies: bytes `start` to `end` (exclusive) of `file`, counted from its beginning."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -68,8 +68,8 @@ def _read_header(file: Path, size: int) -> bytes:
         if size < LENGTH_BYTES or length > size - LENGTH_BYTES:
             _fail(
                 file,
-                f"has {size} bytes, too few for its {LENGTH_BYTES}-byte length and a header of {length} bytes; "
-                "it is truncated or no safetensors file: copy or download it again",
+                f"has {size} bytes, too few for its {LENGTH_BYTES}-byte length and a header of {length} "
+                "bytes; it is truncated or no safetensors file: copy or download it again",
             )
         if length > MAX_HEADER_BYTES:
             _fail(file, f"has a header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}")
@@ -101,7 +101,7 @@ def _tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorIn
         ):
             info = TensorInfo(dtype, tuple(shape), file, data_start + begin, data_start + end)
         case _:
-            _fail(file, f"describes tensor {name!r} without a valid dtype, shape and data_offsets; download it again")
+            _fail(file, f"gives tensor {name!r} no valid dtype, shape and data_offsets; download it again")
     _check_size(name, info)
     return info
 
@@ -119,8 +119,8 @@ def _check_size(name: str, info: TensorInfo) -> None:
     if bits != (info.end - info.start) * 8:
         _fail(
             info.file,
-            f"gives tensor {name!r} {info.end - info.start} bytes, but {info.dtype} of shape {list(info.shape)} "
-            f"takes {bits / 8:g}; download it again",
+            f"gives tensor {name!r} {info.end - info.start} bytes, but {info.dtype} of shape "
+            f"{list(info.shape)} takes {bits / 8:g}; download it again",
         )
 
 
@@ -133,8 +133,8 @@ def _check_coverage(file: Path, infos: dict[str, TensorInfo], data_start: int, s
         if start < end:
             _fail(
                 file,
-                f"is damaged: {before} ends at byte {end}, but {after} is at byte {start}; it is truncated or "
-                "its tensors overlap: copy or download it again",
+                f"is damaged: {before} ends at byte {end}, but {after} is at byte {start}; it is truncated "
+                "or its tensors overlap: copy or download it again",
             )
         if start > end:
-            _fail(file, f"is damaged: bytes {end} to {start}, after {before}, belong to no tensor; download it again")
+            _fail(file, f"is damaged: bytes {end} to {start} belong to no tensor; download it again")

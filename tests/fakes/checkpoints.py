@@ -7,7 +7,8 @@ from pathlib import Path
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 BOS = "<|im_start|>"
 EOS = "<|im_end|>"
@@ -37,7 +38,7 @@ def tiny_llama(
     dtype: str = "bfloat16",
     seed: int = 0,
 ) -> Path:
-    """Saves a random LlamaForCausalLM with a byte-level BPE tokenizer and a ChatML template in `folder`.
+    """Saves a random LlamaForCausalLM, in at least `shards` files, with a byte-level BPE tokenizer and a ChatML template in `folder`.
 
     `hidden_size=256, intermediate_size=512` fits the 256-wide blocks of GGUF's K types. `vocab_size` is an
     upper bound for the tokenizer and exact for the embeddings. Returns `folder`.
@@ -117,6 +118,6 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int]]]) -> 
 
 
 def write_raw(path: Path, header: bytes, data: bytes, *, length: int | None = None) -> None:
-    """A file laid out like safetensors from parts that may be wrong; `length` is the header's claimed size."""
+    """A file laid out like safetensors from parts that may be wrong; `length` is the claimed header size."""
     claimed = len(header) if length is None else length
     path.write_bytes(claimed.to_bytes(8, "little") + header + data)

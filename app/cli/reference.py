@@ -1,0 +1,91 @@
+"""The reference pages of the docs, generated from what they describe: `python -m app.cli.reference`.
+
+A test compares them with the files in docs/, so that neither can drift.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from app.domain.quantization.catalog import CATALOG
+from app.domain.quantization.spec import MethodSpec
+from app.settings import Settings
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+
+
+def settings_page() -> str:
+    lines = [
+        "# Settings",
+        "",
+        "Every setting is an environment variable. Times are in seconds, sizes in bytes.",
+        "",
+        "| variable | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        lines.append(f"| `BITMILL_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def methods_page() -> str:
+    lines = [
+        "# Methods",
+        "",
+        "`GET /v1/quantization/methods` answers the same with JSON schemas, and says what is available here.",
+        "",
+    ]
+    for spec in CATALOG.values():
+        lines += _method_section(spec)
+    return "\n".join(lines)
+
+
+def _method_section(spec: MethodSpec) -> list[str]:
+    devices = " or ".join(sorted(device.value.upper() for device in spec.devices))
+    lines = [f"## `{spec.name}`", "", f"{spec.summary}. Writes {spec.output.value}; runs on a {devices}.", ""]
+    if spec.architectures:
+        lines += [f"Architectures: {', '.join(sorted(spec.architectures))}.", ""]
+    lines += ["| parameter | values | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, schema in spec.params.model_json_schema().get("properties", {}).items():
+        default = str(schema.get("default", "")).lower() if schema.get("type") == "boolean" else schema.get("default", "")
+        lines.append(f"| `{name}` | {_values(schema)} | `{default}` | {schema.get('description', '')} |")
+    return [*lines, ""]
+
+
+def _values(schema: dict[str, Any]) -> str:
+    return ", ".join(str(value) for value in schema.get("enum", [])) or str(schema.get("type", ""))
+
+
+def commands_page() -> str:
+    from app.cli.main import cli
+
+    lines = ["# Commands", ""]
+    for path, command in _walk(cli, ["bitmill"]):
+        context = click.Context(command, info_name=shlex.join(path), max_content_width=100)
+        lines += [f"## `{shlex.join(path)}`", "", "```text", command.get_help(context).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _walk(command: click.Command, path: list[str]) -> list[tuple[list[str], click.Command]]:
+    found = [(path, command)]
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            found += _walk(child, [*path, name])
+    return found
+
+
+PAGES: Final = {"settings.md": settings_page, "methods.md": methods_page, "commands.md": commands_page}
+
+
+def main() -> None:
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
