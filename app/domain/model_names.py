@@ -35,7 +35,7 @@ class ModelName:
 
     kind: SourceKind
     name: str
-    repo: str | None = None
+    repo: str = ""
     revision: str | None = None
 
     @property

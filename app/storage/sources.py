@@ -62,8 +62,9 @@ def _locate_folder(name: ModelName, settings: Settings) -> Path:
     found = resolve_folder(name.name, settings.roots)
     if found is None:
         raise SourceNotFound(
-            f"there is no folder {name.name!r} in BITMILL_SOURCE_ROOTS ({', '.join(map(str, settings.roots))}); "
-            "put the checkpoint there, or give a hub model as 'org/name'",
+            f"there is no folder {name.name!r} in BITMILL_SOURCE_ROOTS "
+            f"({', '.join(map(str, settings.roots))}); put the checkpoint "
+            "there, or give a hub model as 'org/name'",
             param="model",
         )
     return found
@@ -72,7 +73,7 @@ def _locate_folder(name: ModelName, settings: Settings) -> Path:
 def _locate_hub(name: ModelName, settings: Settings) -> Path | None:
     if name.revision is None:
         return resolve_folder(name.name, settings.roots)
-    if name.repo is None or name.commit is None:
+    if name.commit is None:
         return None
     folder = snapshot_folder(name.repo, name.commit, settings)
     return folder if folder.is_dir() else None

@@ -38,10 +38,10 @@ def tiny_llama(
     dtype: str = "bfloat16",
     seed: int = 0,
 ) -> Path:
-    """Saves a random LlamaForCausalLM, in at least `shards` files, with a byte-level BPE tokenizer and a ChatML template in `folder`.
+    """Saves a random LlamaForCausalLM with a byte-level BPE tokenizer and a ChatML template in `folder`.
 
-    `hidden_size=256, intermediate_size=512` fits the 256-wide blocks of GGUF's K types. `vocab_size` is an
-    upper bound for the tokenizer and exact for the embeddings. Returns `folder`.
+    The weights fill `shards` files or one more. `hidden_size=256, intermediate_size=512` fits the 256-wide
+    blocks of GGUF's K types. `vocab_size` bounds the tokenizer's and is the embeddings'. Returns `folder`.
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM

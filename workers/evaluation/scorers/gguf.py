@@ -51,9 +51,7 @@ class GgufScorer:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self.context_length
         params.n_threads = params.n_threads_batch = os.cpu_count() or 1
-        # Full precision in the cache: the weights are measured, not the cache's rounding.
-        params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        # The cache's types stay llama.cpp's defaults, so that figures equal llama-perplexity's.
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             raise QualityGateFailed(
@@ -69,7 +67,8 @@ class GgufScorer:
 
     def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:
         self._forget()
-        tokens, position, made = prompt, 0, []
+        made: list[int] = []
+        tokens, position = prompt, 0
         while len(made) < max_tokens:
             self._decode(tokens, position, range(len(tokens) - 1, len(tokens)))
             position += len(tokens)

@@ -91,7 +91,7 @@ class Shard:
         dtype = DTYPE_NAMES[tensor.dtype]
         self.entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
         if size:
-            self.file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            tensor.contiguous().flatten().view(torch.uint8).numpy().tofile(self.file)
         self.size += size
 
     def finish(self) -> None:

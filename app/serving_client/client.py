@@ -1,0 +1,104 @@
+"""HTTP to the serving host, which loads models and runs their engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from app.domain.errors import ServingUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedAnswer:
+    """An answer whose body is still on its way. Whoever holds it calls `aclose`, once."""
+
+    status: int
+    headers: dict[str, str]
+    chunks: AsyncIterator[bytes]
+    aclose: Callable[[], Awaitable[None]]
+
+
+class ServingClient:
+    def __init__(
+        self,
+        base_url: str,
+        timeout: float | None = None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`timeout` (seconds) bounds each wait for bytes; by default generation may take as long as it takes."""
+        self.base_url = base_url
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=False,
+            transport=transport,
+        )
+
+    async def forward(self, path: str, body: bytes) -> ForwardedAnswer:
+        """Sends a request on and returns as soon as its answer begins. Raises ServingUnavailable."""
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        request = self._http.build_request("POST", path, content=body, headers=headers)
+        answer = await self._send(request, stream=True)
+        return ForwardedAnswer(
+            status=answer.status_code,
+            headers={"content-type": answer.headers.get("content-type", "application/json")},
+            chunks=self._chunks(answer),
+            aclose=answer.aclose,
+        )
+
+    async def deployments(self) -> dict[str, Any]:
+        """What the host has loaded. Raises ServingUnavailable."""
+        answer = await self._send(self._http.build_request("GET", "/v1/deployments"))
+        view: dict[str, Any] = self._checked(answer).json()
+        return view
+
+    async def unload(self, name: str) -> bool:
+        """Frees the model's memory; False where it was not loaded. Raises ServingUnavailable."""
+        path = f"/v1/deployments/{quote(name, safe='')}"
+        answer = await self._send(self._http.build_request("DELETE", path))
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return False
+        self._checked(answer)
+        return True
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+        try:
+            return await self._http.send(request, stream=stream)
+        except httpx.ConnectError as error:
+            raise ServingUnavailable(
+                f"no serving host answers at {self.base_url}; start one with `bitmill up` (or `uvicorn "
+                f"workers.serving.host:create_host --factory`), or set BITMILL_SERVING_URL"
+            ) from error
+        except httpx.TransportError as error:
+            raise self._broken(error) from error
+
+    async def _chunks(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in answer.aiter_raw():
+                yield chunk
+        except httpx.TransportError as error:
+            broken = self._broken(error)
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise broken from error
+            # The status is sent already: the stream itself has to say that it is not complete.
+            yield b"data: " + json.dumps({"error": broken.to_dict()}).encode() + b"\n\n"
+
+    def _checked(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        raise ServingUnavailable(f"the serving host at {self.base_url} answered {answer.status_code}; see its log")
+
+    def _broken(self, error: httpx.TransportError) -> ServingUnavailable:
+        return ServingUnavailable(
+            f"the serving host at {self.base_url} broke off ({type(error).__name__}); send the request again"
+        )

@@ -1,0 +1,114 @@
+"""Every method on tiny models: what it writes loads, has its types, and is proven by the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.artifacts import ArtifactFormat, QualityCard, QuantizationReport
+from app.domain.quantization.catalog import CATALOG, parse_method
+from app.settings import Settings
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from tests.fakes.checkpoints import tiny_llama
+from workers.evaluation.proof import prove_artifact
+from workers.quantization.registry import load_method
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "fp32": {"type": "none", "dtype": "fp32"},
+    "fp16": {"type": "none", "dtype": "fp16"},
+    "bf16": {"type": "none", "dtype": "bf16"},
+    "int8": {"type": "bitsandbytes", "quantization": "int8"},
+    "nf4": {"type": "bitsandbytes", "quantization": "nf4"},
+    "nf4-dq": {"type": "bitsandbytes", "quantization": "nf4", "double_quant": True},
+    "fp4": {"type": "bitsandbytes", "quantization": "fp4"},
+} | {
+    name: {"type": "gguf", "quantization": name}
+    for name in (
+        "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+        "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    )
+}  # fmt: skip
+# Mean KL divergence, in nats, that the type's rounding explains on this random model.
+MOST_DIVERGENCE = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-4, "F32": 1e-3, "F16": 1e-3, "BF16": 1e-3, "Q8_0": 1e-3}
+
+
+class RecordingRun:
+    """A JobRun that remembers what it was told."""
+
+    def __init__(self, max_shard_bytes: int = 10**9) -> None:
+        self.max_shard_bytes = max_shard_bytes
+        self.reports: list[tuple[float, str]] = []
+
+    def report(self, fraction: float, stage: str) -> None:
+        self.reports.append((fraction, stage))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    return inspect_checkpoint(tiny_llama(folder, hidden_size=256, intermediate_size=512, shards=2))
+
+
+@pytest.fixture(scope="module")
+def shared_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """One data folder for all recipes, so that the original is measured once."""
+    return Settings(
+        data_dir=tmp_path_factory.mktemp("data"), evaluation_context_length=64, evaluation_windows=2
+    )
+
+
+def quantize(
+    checkpoint: Checkpoint, method: dict[str, Any], target: Path, run: RecordingRun
+) -> tuple[QuantizationReport, ArtifactFormat]:
+    spec, params = parse_method(method)
+    target.mkdir()
+    return load_method(spec.name).quantize(checkpoint, target, params, run), spec.output
+
+
+def prove(checkpoint: Checkpoint, target: Path, output: ArtifactFormat, settings: Settings) -> QualityCard:
+    return prove_artifact(checkpoint, "f" * 64, target, output, settings, lambda fraction, stage: None)
+
+
+def test_every_method_has_recipes() -> None:
+    assert {recipe["type"] for recipe in RECIPES.values()} == set(CATALOG)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_method_makes_an_artifact_that_passes_the_gate(
+    name: str, checkpoint: Checkpoint, shared_settings: Settings, tmp_path: Path
+) -> None:
+    run = RecordingRun()
+    report, output = quantize(checkpoint, RECIPES[name], tmp_path / "artifact", run)
+    card = prove(checkpoint, tmp_path / "artifact", output, shared_settings)
+    fractions = [fraction for fraction, _ in run.reports]
+    assert fractions == sorted(fractions)
+    assert 0 <= fractions[0] <= fractions[-1] <= 1
+    assert report.parameter_count == checkpoint.parameter_count
+    assert sum(report.tensor_types.values()) == len(checkpoint.tensors)
+    assert card.kl_divergence.value < MOST_DIVERGENCE.get(name, 0.05)
+    assert card.scored_tokens == 2 * 31
+
+
+def test_fewer_bits_diverge_more(checkpoint: Checkpoint, shared_settings: Settings, tmp_path: Path) -> None:
+    divergence = []
+    for name in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q2_K"):
+        _, output = quantize(checkpoint, RECIPES[name], tmp_path / name, RecordingRun())
+        divergence.append(prove(checkpoint, tmp_path / name, output, shared_settings).kl_divergence.value)
+    assert divergence == sorted(divergence)
+
+
+@pytest.mark.parametrize("name", ["bf16", "nf4-dq", "int8"])
+def test_shards_keep_their_limit_and_have_an_index(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    limit = 400_000
+    quantize(checkpoint, RECIPES[name], tmp_path / "many", RecordingRun(limit))
+    quantize(checkpoint, RECIPES[name], tmp_path / "one", RecordingRun())
+    shards = list((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert all(shard.stat().st_size < limit * 1.2 for shard in shards)
+    states = [AutoModelForCausalLM.from_pretrained(tmp_path / kind).state_dict() for kind in ("many", "one")]
+    assert states[0].keys() == states[1].keys()
+    assert all((states[0][key] == states[1][key]).all() for key in states[0])

@@ -1,0 +1,1 @@
+"""The transformers engine: OpenAI's completions on the library's continuous batching."""

@@ -1,0 +1,145 @@
+"""Each request's own sampling, inside one batch.
+
+The library's batch has one temperature for all and one random generator. Here a logits processor chooses every
+row's token by its request's settings, and hands the library scores that leave no other choice.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
+from transformers.generation.continuous_batching.requests import FutureRequestState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing; `top_logprobs` None asks for none."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms of the model's own distribution, before temperature and cuts."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class SamplingState:
+    """What one request carries from token to token."""
+
+    def __init__(self, settings: SamplingSettings) -> None:
+        self.settings = settings
+        self.random = random.Random(settings.seed)  # noqa: S311 -- sampling text, nothing secret
+        self.counts: Counter[int] = Counter()
+        self.logprobs: list[TokenLogprob] = []
+
+    def adjust(self, row: torch.Tensor) -> None:
+        """Adds bias and subtracts penalties, in place. `row` has shape [vocabulary]."""
+        settings = self.settings
+        if settings.logit_bias:
+            _add(row, {token: bias for token, bias in settings.logit_bias.items()})
+        if self.counts and (settings.presence_penalty or settings.frequency_penalty):
+            _add(row, {
+                token: -settings.presence_penalty - settings.frequency_penalty * count
+                for token, count in self.counts.items()
+            })  # fmt: skip
+
+    def record(self, token: int, raw: torch.Tensor) -> None:
+        """Notes the chosen token; `raw` has the model's scores, shape [vocabulary]."""
+        self.counts[token] += 1
+        if self.settings.top_logprobs is None:
+            return
+        logprobs = torch.log_softmax(raw.float(), dim=-1)
+        best = torch.topk(logprobs, self.settings.top_logprobs)
+        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        self.logprobs.append(TokenLogprob(token, float(logprobs[token]), top))
+
+
+class PerRequestSampler(ContinuousBatchingLogitsProcessor):
+    """Register a state under a request's id before the request is added, and remove it afterwards.
+
+    Works where a batch's tensors are prepared right before its forward pass: not with asynchronous batching,
+    nor inside a captured CUDA graph.
+    """
+
+    supported_kwargs: dict[str, type] = {}  # noqa: RUF012 -- the library's interface
+    ignored_kwargs: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.states: dict[str, SamplingState] = {}
+        self._rows: list[SamplingState] = []
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[FutureRequestState]) -> torch.Tensor:
+        # A request may have been cancelled and removed after it was scheduled; its token goes nowhere.
+        self._rows = [
+            self.states.get(request.state.request_id) or SamplingState(SamplingSettings(temperature=0))
+            for request in requests_with_new_token
+        ]
+        return torch.zeros(len(self._rows), dtype=torch.int32)
+
+    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
+        """`scores`: [requests, vocabulary]. The result is 0 at each row's chosen token and -inf elsewhere."""
+        chosen = choose(scores, self._rows)
+        for row, (state, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
+            state.record(token, scores[row])
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen.unsqueeze(1), 0.0)
+
+
+def choose(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """One token for each row of `scores` [requests, vocabulary]: shape [requests]."""
+    adjusted = scores.clone()
+    for row, state in zip(adjusted, states, strict=True):
+        state.adjust(row)
+    chosen = adjusted.argmax(dim=-1)
+    sampled = [index for index, state in enumerate(states) if state.settings.temperature > 0]
+    if sampled:
+        chosen[sampled] = _sample(adjusted[sampled], [states[index] for index in sampled])
+    return chosen
+
+
+def _sample(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """By the inverse of the cumulative distribution, with one random number a row from that row's generator."""
+    temperatures = torch.tensor([state.settings.temperature for state in states], device=scores.device)
+    scores = scores / temperatures.unsqueeze(1)
+    for row, state in zip(scores, states, strict=True):
+        _cut(row, state.settings)
+    cumulative = torch.softmax(scores, dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    draws = torch.tensor([state.random.random() for state in states], dtype=torch.float64, device=scores.device)
+    targets = draws.unsqueeze(1) * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
+    return found.clamp_(max=scores.shape[1] - 1)
+
+
+def _cut(row: torch.Tensor, settings: SamplingSettings) -> None:
+    """Keeps the `top_k` best, then the fewest of those that hold a share of `top_p`, in place."""
+    if 0 < settings.top_k < row.numel():
+        threshold = torch.topk(row, settings.top_k).values[-1]
+        row.masked_fill_(row < threshold, float("-inf"))
+    if settings.top_p < 1:
+        ordered, order = torch.sort(row, descending=True)
+        shares = torch.softmax(ordered, dim=-1)
+        beyond = shares.cumsum(dim=-1) - shares >= settings.top_p
+        row[order[beyond]] = float("-inf")
+
+
+def _add(row: torch.Tensor, changes: Mapping[int, float]) -> None:
+    tokens = torch.tensor(list(changes), device=row.device)
+    row[tokens] += torch.tensor(list(changes.values()), dtype=row.dtype, device=row.device)

@@ -1,0 +1,122 @@
+"""One running engine: a process group of its own, a log, and a port that answers when the model is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+from collections import deque
+from pathlib import Path
+
+import httpx
+import psutil
+
+from app.domain.errors import EngineFailed
+from workers.serving.engines.base import Address, EngineProcess
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+LOOPBACK = "127.0.0.1"
+LOG_TAIL_LINES = 20
+
+
+def new_address() -> Address:
+    """A port that was free a moment ago, and a fresh key. An engine that finds the port taken dies of it."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    return Address(LOOPBACK, port, secrets.token_urlsafe(32))
+
+
+class RunningEngine:
+    """Started by `start`; `ended` completes when the process does, for whatever reason."""
+
+    def __init__(self, process: asyncio.subprocess.Process, command: EngineProcess, address: Address, log: Path):
+        self.process = process
+        self.command = command
+        self.address = address
+        self.log = log
+        self.ended: asyncio.Task[int] = asyncio.create_task(process.wait())
+
+    @classmethod
+    async def start(cls, command: EngineProcess, address: Address, log: Path) -> RunningEngine:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "workers.serving.launch", str(os.getpid()), *command.argv]
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **command.environment},
+                start_new_session=True,
+            )
+        return cls(process, command, address, log)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.returncode is None
+
+    async def wait_until_healthy(self, timeout_seconds: float) -> None:
+        """Raises EngineFailed when the process dies first, at once, or when the time is over."""
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        async with httpx.AsyncClient(base_url=self.address.url, timeout=5.0, trust_env=False) as client:
+            while not await self._healthy(client):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise EngineFailed(
+                        f"the model was not loaded within {timeout_seconds:g} seconds; a larger "
+                        f"BITMILL_SERVING_LOAD_TIMEOUT_SECONDS gives it more time"
+                    )
+                await asyncio.wait({self.ended}, timeout=POLL_SECONDS)
+
+    async def _healthy(self, client: httpx.AsyncClient) -> bool:
+        if not self.alive:
+            raise EngineFailed(f"the model could not be loaded: its engine {self.how_it_ended()}")
+        try:
+            answer = await client.get(self.command.health_path)
+        except httpx.TransportError:
+            return False  # it does not listen yet, or has just died, which the next look finds out
+        return answer.status_code == httpx.codes.OK
+
+    async def kill(self) -> None:
+        """Ends the process and whatever it started, and waits until the memory is free."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("engine %d had ended already", self.pid)
+        await asyncio.wait({self.ended})
+
+    def how_it_ended(self) -> str:
+        code = self.process.returncode
+        if code == -signal.SIGKILL:
+            return "was killed by SIGKILL, which the kernel sends when memory runs out"
+        if code is not None and code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"exited with code {code}; the serving host's log has its last lines"
+
+    def log_tail(self) -> str:
+        with self.log.open(errors="replace") as file:
+            return "".join(deque(file, maxlen=LOG_TAIL_LINES))
+
+    def rss_bytes(self) -> int | None:
+        """The memory of the process and its descendants; None when it is gone."""
+        try:
+            root = psutil.Process(self.pid)
+            return sum(process.memory_info().rss for process in (root, *root.children(recursive=True)))
+        except psutil.Error:
+            return None
+
+
+def log_name(model: str) -> str:
+    """A file name for a model's name, which may hold slashes and colons."""
+    return f"engine-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)[:150]}.log"

@@ -1,0 +1,48 @@
+"""Brings a model into the sources folder once: all of it or nothing, whoever else asks for it meanwhile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Report = Callable[[float, str], None]
+
+
+def import_once(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Returns `target`, which `fill` wrote unless it was there.
+
+    `fill` gets the folder to write to. After a crash the next one gets the same folder, with what is in it.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(target.with_name(f".{target.name}.lock")):
+        if not target.is_dir():
+            partial = target.with_name(f".{target.name}.partial")
+            partial.mkdir(exist_ok=True)
+            fill(partial)
+            _settle(partial)
+            partial.rename(target)
+    return target
+
+
+@contextmanager
+def _exclusive(lock: Path) -> Iterator[None]:
+    """Holds a lock between processes; the kernel releases it if this one dies."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _settle(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        # Libraries leave some files readable by their owner alone; serving may run as another user.
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
