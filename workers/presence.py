@@ -16,7 +16,7 @@ from app.domain.errors import IllegalTransition, WorkerLost
 from app.domain.hardware import Device
 from app.domain.jobs import JobState
 from app.persistence.artifacts import ArtifactRepository
-from app.persistence.jobs import JobRepository
+from app.persistence.jobs import ACTIVE, JobRepository
 from app.persistence.tables import JobRow, WorkerRow
 from app.persistence.unit_of_work import Database
 from app.persistence.workers import WorkerRepository
@@ -60,6 +60,7 @@ class Presence:
         self._write_row(self.probe or probe_in_child())
         self.requeue_from_dead_neighbours()
         self._remove_strays()
+        self.clean_staging()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
         log.info("worker %s takes jobs from %s", self.worker_id, ", ".join(self.queues))
@@ -123,6 +124,8 @@ class Presence:
             expired = JobRepository(session).expired(time.time())
             for job in expired:
                 release(JobRepository(session), job, self.settings, "its worker fell silent")
+        if expired:
+            self.clean_staging()
 
     def requeue_from_dead_neighbours(self) -> None:
         """After a crash on this machine there is no need to wait for leases: the processes are gone."""
@@ -134,6 +137,17 @@ class Presence:
                 workers.stop(worker.id)
                 for job in JobRepository(session).held_by(worker.id):
                     release(JobRepository(session), job, self.settings, "its worker died")
+
+    def clean_staging(self) -> None:
+        """Removes what attempts left behind whose worker had no time to do it."""
+        folder = self.settings.staging_folder
+        for left in list(folder.iterdir()) if folder.exists() else []:
+            job_id, _, attempt = left.name.rpartition("-")
+            with self.database.reading() as session:
+                state = JobRepository(session).state_for(job_id, int(attempt)) if attempt.isdecimal() else None
+            if state not in ACTIVE:
+                log.info("removed %s from the staging folder: no worker is at it", left.name)
+                artifacts.remove(left)
 
     def _remove_strays(self) -> None:
         with self.database.reading() as session:

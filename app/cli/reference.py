@@ -52,7 +52,11 @@ def _method_section(spec: MethodSpec) -> list[str]:
         lines += [f"Architectures: {', '.join(sorted(spec.architectures))}.", ""]
     lines += ["| parameter | values | default | meaning |", "| --- | --- | --- | --- |"]
     for name, schema in spec.params.model_json_schema().get("properties", {}).items():
-        default = str(schema.get("default", "")).lower() if schema.get("type") == "boolean" else schema.get("default", "")
+        default = (
+            str(schema.get("default", "")).lower()
+            if schema.get("type") == "boolean"
+            else schema.get("default", "")
+        )
         lines.append(f"| `{name}` | {_values(schema)} | `{default}` | {schema.get('description', '')} |")
     return [*lines, ""]
 

@@ -96,7 +96,9 @@ class ServingClient:
     def _checked(self, answer: httpx.Response) -> httpx.Response:
         if answer.is_success:
             return answer
-        raise ServingUnavailable(f"the serving host at {self.base_url} answered {answer.status_code}; see its log")
+        raise ServingUnavailable(
+            f"the serving host at {self.base_url} answered {answer.status_code}; see its log"
+        )
 
     def _broken(self, error: httpx.TransportError) -> ServingUnavailable:
         return ServingUnavailable(

@@ -79,10 +79,11 @@ def _sync(path: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Deletes a folder, first out of sight: a half-deleted artifact never has its own name."""
-    if not folder.exists():
-        return
-    doomed = folder.with_name(f".deleted-{folder.name}-{time.time_ns()}")
-    folder.rename(doomed)
+    doomed = folder.with_name(f".deleted-{time.time_ns()}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return  # another process was faster, or it never existed
     shutil.rmtree(doomed)
 
 

@@ -22,7 +22,9 @@ from workers.quantization.methods.bitsandbytes import quantization_config
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    return inspect_checkpoint(tiny_llama(folder, hidden_size=256, intermediate_size=512, tie_word_embeddings=True))
+    return inspect_checkpoint(
+        tiny_llama(folder, hidden_size=256, intermediate_size=512, tie_word_embeddings=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     )
 }  # fmt: skip
 # Mean KL divergence, in nats, that the type's rounding explains on this random model.
-MOST_DIVERGENCE = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 1e-4, "F32": 1e-3, "F16": 1e-3, "BF16": 1e-3, "Q8_0": 1e-3}
+MOST_DIVERGENCE = {
+    "fp32": 1e-4,
+    "fp16": 1e-3,
+    "bf16": 1e-4,
+    "F32": 1e-3,
+    "F16": 1e-3,
+    "BF16": 1e-3,
+    "Q8_0": 1e-3,
+}
 
 
 class RecordingRun:

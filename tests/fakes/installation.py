@@ -35,7 +35,9 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in settings.model_dump(mode="json").items()
         if value not in (None, [], ())
     }
-    texts = {name: ":".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
+    texts = {
+        name: ":".join(value) if isinstance(value, list) else str(value) for name, value in values.items()
+    }
     return os.environ | texts | {"PYTHONUNBUFFERED": "1"}
 
 
@@ -64,7 +66,13 @@ class Installation:
     def on(cls, settings: Settings, database: Database) -> Installation:
         workers = WorkerService(database, settings)
         dispatcher = CeleryDispatcher(create_celery(settings))
-        return cls(settings, database, dispatcher, workers, QuantizationJobService(database, settings, dispatcher, workers))
+        return cls(
+            settings,
+            database,
+            dispatcher,
+            workers,
+            QuantizationJobService(database, settings, dispatcher, workers),
+        )
 
     def submit(self, model: str, **method: object) -> str:
         return self.jobs.submit(NewJob(model=model, method=method)).id
@@ -97,7 +105,9 @@ class Installation:
         """A worker process that has said what it can do."""
         process = self.start_worker(name)
         try:
-            wait_until(lambda: any(row.pid == process.pid for row in self.workers.live()), "the worker arrives")
+            wait_until(
+                lambda: any(row.pid == process.pid for row in self.workers.live()), "the worker arrives"
+            )
             yield process
         finally:
             end(process)

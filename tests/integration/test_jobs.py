@@ -91,7 +91,11 @@ def test_a_deleted_model_is_gone_and_can_be_made_again(sqlite_installation: Inst
         with pytest.raises(ModelNotFound):
             models.get(str(first.quantized_model))
         second = sqlite_installation.wait(sqlite_installation.submit("tiny", type="none"))
-    assert (second.state, second.reused, second.quantized_model) == ("succeeded", False, first.quantized_model)
+    assert (second.state, second.reused, second.quantized_model) == (
+        "succeeded",
+        False,
+        first.quantized_model,
+    )
 
 
 def test_the_original_is_listed_beside_its_results(sqlite_installation: Installation) -> None:

@@ -73,10 +73,14 @@ class Deployment:
         """Waits until the model is loaded. Raises EngineFailed."""
         await asyncio.wait({self.loading})
         if self.loading.cancelled():
-            raise EngineFailed(f"the model {self.name!r} was unloaded while it was loading; send the request again")
+            raise EngineFailed(
+                f"the model {self.name!r} was unloaded while it was loading; send the request again"
+            )
         self.loading.result()
         if self.running is None or not self.running.alive:
-            raise EngineFailed(f"the engine of {self.name!r} ended; send the request again and it is restarted")
+            raise EngineFailed(
+                f"the engine of {self.name!r} ended; send the request again and it is restarted"
+            )
         return self.running
 
     async def stop(self) -> None:

@@ -82,7 +82,9 @@ async def list_deployments(request: Request) -> dict[str, Any]:
 
 async def unload(request: Request, name: str) -> dict[str, Any]:
     if not await request.app.state.pool.unload(name):
-        raise ModelNotFound(f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model")
+        raise ModelNotFound(
+            f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model"
+        )
     return {"model": name, "object": "deployment", "deleted": True}
 
 
@@ -134,6 +136,8 @@ async def _send(
             "authorization": f"Bearer {engine.address.api_key}",
             "content-type": "application/json",
             "accept-encoding": "identity",
+            # The client below keeps no connection either; told so, the engine frees its thread at once.
+            "connection": "close",
         },
     )
     try:
@@ -149,7 +153,9 @@ async def _complete_answer(upstream: httpx.Response, public_name: str) -> Respon
         raise _broken(public_name, error) from error
     if upstream.status_code >= 500:
         log.error("the engine of %s failed (%d): %r", public_name, upstream.status_code, answer[:1000])
-        raise EngineFailed(f"the engine of {public_name!r} failed on this request; the host's log has the reason")
+        raise EngineFailed(
+            f"the engine of {public_name!r} failed on this request; the host's log has the reason"
+        )
     if upstream.status_code >= 400:
         refusal = public_error(upstream.status_code, answer, public_name)
         return Response(refusal, status_code=upstream.status_code, media_type="application/json")
@@ -158,7 +164,9 @@ async def _complete_answer(upstream: httpx.Response, public_name: str) -> Respon
 
 def _broken(public_name: str, error: httpx.TransportError) -> EngineFailed:
     log.error("no answer from the engine of %s: %r", public_name, error)
-    return EngineFailed(f"the engine of {public_name!r} broke off; send the request again and it is restarted")
+    return EngineFailed(
+        f"the engine of {public_name!r} broke off; send the request again and it is restarted"
+    )
 
 
 def _is_stream(upstream: httpx.Response) -> bool:

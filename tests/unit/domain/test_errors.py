@@ -13,7 +13,9 @@ from app.domain.http_status import status_of
 
 def _all_classes() -> list[type[BitmillError]]:
     return [
-        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, BitmillError)
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, BitmillError)
     ]
 
 

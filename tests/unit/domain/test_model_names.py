@@ -1,4 +1,5 @@
 import pytest
+
 from app.domain.errors import InvalidModelName, SourceNotFound
 from app.domain.model_names import DEMO_MODELS, ModelName, SourceKind, parse_model_name
 

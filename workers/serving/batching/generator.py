@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
 )
-from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessorList,
+)
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from app.domain.errors import EngineFailed
@@ -46,6 +48,36 @@ class Piece:
     finish_reason: str | None = None
 
 
+class Choice:
+    """One generation as it advances."""
+
+    def __init__(self, text: TextStream, state: SamplingState, ends: frozenset[int]) -> None:
+        self.finish_reason: str | None = None
+        self._text = text
+        self._state = state
+        self._ends = ends
+        self._seen = 0
+        self._told = 0
+
+    def advance(self, output: GenerationOutput) -> Piece | None:
+        """What the client may see by now, or None. Raises EngineFailed."""
+        if output.status == RequestStatus.FAILED:
+            log.error("a request failed: %s", output.error)
+            raise EngineFailed("the engine failed while it generated; its log has the reason")
+        text = self._text.push(output.generated_tokens[self._seen :])
+        self._seen = len(output.generated_tokens)
+        if output.is_finished():
+            text += self._text.finish()
+            self.finish_reason = "stop" if output.generated_tokens[-1] in self._ends else "length"
+        if self._text.stopped:
+            self.finish_reason = "stop"
+        if not text and self.finish_reason is None:
+            return None
+        logprobs = tuple(self._state.logprobs[self._told : self._seen])
+        self._told = self._seen
+        return Piece(text=text, tokens=self._seen, logprobs=logprobs, finish_reason=self.finish_reason)
+
+
 class BatchedGenerator:
     """Loads a checkpoint and keeps it generating in a thread of the library's."""
 
@@ -56,6 +88,7 @@ class BatchedGenerator:
         self.context_length = min(context_length, getattr(config, "max_position_embeddings", context_length))
         self.vocabulary_size: int = config.vocab_size
         self.ends = end_tokens(self.model, self.tokenizer)
+        self.sampling_defaults = sampling_defaults(self.model.generation_config)
         self.sampler = PerRequestSampler()
         self.manager = self._manager(cache_tokens, slots)
 
@@ -97,30 +130,30 @@ class BatchedGenerator:
             continue
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def token_text(self, token: int) -> str:
+        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
     async def generate(
         self, prompt: Sequence[int], settings: SamplingSettings, *, max_tokens: int, stops: Sequence[str]
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come. Leaving early cancels the request. Raises EngineFailed."""
         request_id = uuid.uuid4().hex
         outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
         self.sampler.states[request_id] = state = SamplingState(settings)
         self.manager.register_result_handler(request_id, outputs.put_nowait)
-        finished = False
+        choice = Choice(TextStream(self.decode, stops), state, self.ends)
         try:
             self._add(request_id, prompt, max_tokens)
-            text = TextStream(self.decode, stops)
-            seen = logged = 0
-            while not finished:
-                output = await outputs.get()
-                piece, finished = self._piece(output, seen, text, state.logprobs[logged:])
-                seen = len(output.generated_tokens)
-                logged += len(piece.logprobs)
-                if finished or piece.text:
+            while choice.finish_reason is None:
+                piece = choice.advance(await outputs.get())
+                if piece is not None:
                     yield piece
-                finished = finished and output.is_finished() or piece.finish_reason is not None
         finally:
             self._forget(request_id)
 
@@ -136,3 +169,34 @@ class BatchedGenerator:
         self.manager.cancel_request(request_id)
         self.sampler.states.pop(request_id, None)
         self.manager.output_router.result_handlers.pop(request_id, None)
+
+
+def _load_model(folder: Path) -> Any:
+    """On a GPU if there is one. Runs no code from the checkpoint and asks no hub."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", device_map={"": device}, local_files_only=True, trust_remote_code=False
+    )
+    return model.eval()
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens after which an answer is complete."""
+    found: set[int] = set()
+    for given in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        found |= set(given) if isinstance(given, list) else {given} - {None}
+    template = tokenizer.chat_template
+    known = tokenizer.get_added_vocab()
+    used = [token for token in END_OF_TURN if isinstance(template, str) and token in template]
+    return frozenset(found | {known[token] for token in used if token in known})
+
+
+def sampling_defaults(config: Any) -> SamplingSettings:
+    """How the model's makers sample from it, where they say so; else plain sampling, as OpenAI's API has it."""
+    if not config.do_sample:
+        return SamplingSettings()
+    return SamplingSettings(
+        temperature=1.0 if config.temperature is None else config.temperature,
+        top_p=1.0 if config.top_p is None else config.top_p,
+        top_k=config.top_k or 0,
+    )

@@ -16,6 +16,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 
+NUCLEUS_CANDIDATES = 512
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
     """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing; `top_logprobs` None asks for none."""
@@ -52,7 +55,7 @@ class SamplingState:
         """Adds bias and subtracts penalties, in place. `row` has shape [vocabulary]."""
         settings = self.settings
         if settings.logit_bias:
-            _add(row, {token: bias for token, bias in settings.logit_bias.items()})
+            _add(row, dict(settings.logit_bias.items()))
         if self.counts and (settings.presence_penalty or settings.frequency_penalty):
             _add(row, {
                 token: -settings.presence_penalty - settings.frequency_penalty * count
@@ -96,11 +99,17 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessor):
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        """`scores`: [requests, vocabulary]. The result is 0 at each row's chosen token and -inf elsewhere."""
-        chosen = choose(scores, self._rows)
-        for row, (state, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
-            state.record(token, scores[row])
-        return torch.full_like(scores, float("-inf")).scatter_(1, chosen.unsqueeze(1), 0.0)
+        """`scores`: [rows, vocabulary]. The result is 0 at each row's chosen token and -inf elsewhere.
+
+        A request whose prompt is not processed to its end yet has no row; filler rows stand at the end instead.
+        """
+        rows = scores[: len(self._rows)]
+        chosen = choose(rows, self._rows)
+        for row, state, token in zip(rows, self._rows, chosen.tolist(), strict=True):
+            state.record(token, row)
+        forced = torch.full_like(scores, float("-inf"))
+        forced[: len(self._rows)].scatter_(1, chosen.unsqueeze(1), 0.0)
+        return forced
 
 
 def choose(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
@@ -122,7 +131,9 @@ def _sample(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
     for row, state in zip(scores, states, strict=True):
         _cut(row, state.settings)
     cumulative = torch.softmax(scores, dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    draws = torch.tensor([state.random.random() for state in states], dtype=torch.float64, device=scores.device)
+    draws = torch.tensor(
+        [state.random.random() for state in states], dtype=torch.float64, device=scores.device
+    )
     targets = draws.unsqueeze(1) * cumulative[:, -1:]
     found = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
     return found.clamp_(max=scores.shape[1] - 1)
@@ -134,10 +145,18 @@ def _cut(row: torch.Tensor, settings: SamplingSettings) -> None:
         threshold = torch.topk(row, settings.top_k).values[-1]
         row.masked_fill_(row < threshold, float("-inf"))
     if settings.top_p < 1:
-        ordered, order = torch.sort(row, descending=True)
-        shares = torch.softmax(ordered, dim=-1)
-        beyond = shares.cumsum(dim=-1) - shares >= settings.top_p
-        row[order[beyond]] = float("-inf")
+        row.masked_fill_(~_nucleus(row, settings.top_p), float("-inf"))
+
+
+def _nucleus(row: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Where the fewest tokens are that together hold a share of `top_p`: a mask of shape [vocabulary]."""
+    shares = torch.softmax(row, dim=-1)
+    # Sorting a whole vocabulary takes milliseconds, and the nucleus is nearly always among the first few.
+    best = torch.topk(shares, min(NUCLEUS_CANDIDATES, row.numel()))
+    if best.values.sum() < top_p:
+        best = torch.sort(shares, descending=True)
+    inside = best.values.cumsum(dim=-1) - best.values < top_p
+    return torch.zeros_like(row, dtype=torch.bool).index_fill_(0, best.indices[inside], True)
 
 
 def _add(row: torch.Tensor, changes: Mapping[int, float]) -> None:

@@ -1,0 +1,48 @@
+"""An engine without a model: the real interface, a real process, and orders from the test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from app.domain.artifacts import ArtifactFormat
+from app.domain.hardware import Device
+from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec
+
+
+class FakeEngine(Engine):
+    """While the file `broken` exists, its processes die at start; with `gated`, they load when `gate` exists."""
+
+    spec = EngineSpec(
+        name="fake",
+        formats=frozenset(ArtifactFormat),
+        devices=frozenset({Device.CPU}),
+        requires={},
+    )
+
+    def __init__(self, folder: Path, *, gated: bool = False) -> None:
+        self.broken = folder / "broken"
+        self.gate = folder / "gate"
+        self.log = folder / "events"
+        self.gated = gated
+
+    def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
+        return EngineProcess(
+            argv=[sys.executable, "-m", "tests.fakes.engine_process", address.host, str(address.port)],
+            environment={
+                "FAKE_ENGINE_KEY": address.api_key,
+                "FAKE_ENGINE_EVENTS": str(self.log),
+                "FAKE_ENGINE_BROKEN": str(self.broken),
+                "FAKE_ENGINE_LOAD_GATE": str(self.gate) if self.gated else "",
+            },
+            health_path="/health",
+            upstream_model="engine-name",
+        )
+
+    def events(self, kind: str) -> list[str]:
+        """What its processes noted, of one kind, in order."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if line.split()[0] == kind]
+
+    def pids(self) -> list[int]:
+        return [int(line.split()[1]) for line in self.events("start")]

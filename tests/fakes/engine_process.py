@@ -1,0 +1,95 @@
+"""The process of the fake engine: a real HTTP server that speaks OpenAI's shapes and holds no model.
+
+What happens is written to FAKE_ENGINE_EVENTS, a line each. A request's `user` field tells it what to do:
+`crash` ends the process, `refuse` is a 400, `fail` a 500, and a path is waited for before the answer ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+EVENTS = Path(os.environ["FAKE_ENGINE_EVENTS"])
+
+
+def note(event: str) -> None:
+    with EVENTS.open("a") as file:
+        file.write(f"{event}\n")
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: what matters is in the events."""
+
+    def do_GET(self) -> None:  # noqa: N802 -- the standard library's interface
+        self.reply(200, {"status": "ok"})
+
+    def do_POST(self) -> None:  # noqa: N802 -- the standard library's interface
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.headers["authorization"] != f"Bearer {os.environ['FAKE_ENGINE_KEY']}":
+            self.reply(401, {"error": {"message": "wrong key"}})
+            return
+        note(f"request {body['model']} {self.headers.get('connection', 'none')}")
+        order = body.get("user")
+        if order == "crash":
+            sys.stderr.write("the fake engine crashes as it was told\n")
+            sys.stderr.flush()
+            os._exit(3)
+        if order == "refuse":
+            self.reply(400, {"error": {"code": 400, "message": "no", "type": "exceed_context_size_error"}})
+        elif order == "fail":
+            self.reply(500, {"error": {"code": 500, "message": "/a/secret/path broke", "type": "server_error"}})
+        elif body.get("stream"):
+            self.stream(order)
+        else:
+            while order and not Path(order).exists():
+                time.sleep(0.01)
+            self.reply(200, {"id": "x", "model": "engine-name", "choices": [], "pid": os.getpid()})
+
+    def stream(self, order: str | None) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        try:
+            self.event({"model": "engine-name", "choices": [{"delta": {"content": "é"}}]})
+            while order and not Path(order).exists():
+                self.event({"model": "engine-name", "choices": []})
+                time.sleep(0.01)
+            self.wfile.write(b"data: [DONE]\n\n")
+        except (BrokenPipeError, ConnectionResetError):
+            note("disconnected")
+
+    def event(self, value: dict[str, Any]) -> None:
+        # In two parts, which a proxy must not take for two events.
+        data = f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+        self.wfile.write(data[:20])
+        self.wfile.flush()
+        self.wfile.write(data[20:])
+        self.wfile.flush()
+
+    def reply(self, status: int, value: dict[str, Any]) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def main() -> None:
+    note(f"start {os.getpid()}")
+    if Path(os.environ["FAKE_ENGINE_BROKEN"]).exists():
+        sys.exit("the fake engine cannot load")
+    gate = os.environ["FAKE_ENGINE_LOAD_GATE"]
+    while gate and not Path(gate).exists():
+        time.sleep(0.01)
+    ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A stand-in for the Hugging Face hub: real HTTP on a loopback port, and a count of what was asked.
+
+It implements what huggingface_hub calls to look a model up and to download its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FakeHub:
+    """Serves `folders[repo]` as the branch main at `commit`. `requests` lists `METHOD path`."""
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    commit: str = COMMIT
+    token: str | None = None
+    gated: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)  # files whose first byte arrives changed
+    failing: set[str] = field(default_factory=set)  # files whose download answers with status 500
+    requests: list[str] = field(default_factory=list)
+    address: str = ""
+
+    def downloads(self) -> list[str]:
+        """The names of the files that were fetched."""
+        return [line.rsplit("/", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
+
+    def app(self) -> Starlette:
+        file = "/{org}/{name}/resolve/{revision}/{file:path}"
+        return Starlette(
+            routes=[
+                Route("/api/models/{org}/{name}", self._model),
+                Route("/api/models/{org}/{name}/revision/{revision:path}", self._model),
+                Route(file, self._file, methods=["GET", "HEAD"]),
+            ]
+        )
+
+    def _refusal(self, request: Request) -> Response | None:
+        self.requests.append(f"{request.method} {request.url.path}")
+        repo = f"{request.path_params['org']}/{request.path_params['name']}"
+        if repo not in self.folders:
+            return _error(401, "RepoNotFound")
+        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return _error(401, "RepoNotFound")
+        if request.path_params.get("revision", "main") not in ("main", self.commit):
+            return _error(404, "RevisionNotFound")
+        return None
+
+    async def _model(self, request: Request) -> Response:
+        if refusal := self._refusal(request):
+            return refusal
+        repo = f"{request.path_params['org']}/{request.path_params['name']}"
+        folder = self.folders[repo]
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        siblings = [_sibling(path, folder) for path in files]
+        return JSONResponse({"id": repo, "sha": self.commit, "siblings": siblings})
+
+    async def _file(self, request: Request) -> Response:
+        if refusal := self._refusal(request):
+            return refusal
+        repo, name = (
+            f"{request.path_params['org']}/{request.path_params['name']}",
+            request.path_params["file"],
+        )
+        path = self.folders[repo] / name
+        if repo in self.gated:
+            return _error(403, "GatedRepo")
+        if name in self.failing and request.method == "GET":
+            return _error(500, "")
+        return (
+            _content(path, self.commit, damaged=name in self.damaged)
+            if path.is_file()
+            else _error(404, "EntryNotFound")
+        )
+
+
+def _sibling(path: Path, folder: Path) -> dict[str, object]:
+    data = path.read_bytes()
+    sibling: dict[str, object] = {
+        "rfilename": path.relative_to(folder).as_posix(),
+        "size": len(data),
+        "blobId": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+    }
+    if path.suffix == ".safetensors":
+        sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return sibling
+
+
+def _content(path: Path, commit: str, *, damaged: bool) -> Response:
+    data = path.read_bytes()
+    headers = {
+        "X-Repo-Commit": commit,
+        "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+        "Accept-Ranges": "bytes",
+    }
+    return Response(bytes([data[0] ^ 1]) + data[1:] if damaged else data, headers=headers)
+
+
+def _error(status: int, code: str) -> Response:
+    return JSONResponse({"error": code}, status_code=status, headers={"X-Error-Code": code})
+
+
+@contextmanager
+def running(hub: FakeHub) -> Iterator[FakeHub]:
+    """Serves the hub in a thread for as long as the block lasts, and sets its address."""
+    config = uvicorn.Config(hub.app(), host="127.0.0.1", port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    socket = config.bind_socket()
+    hub.address = f"http://127.0.0.1:{socket.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield hub
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        socket.close()

@@ -1,0 +1,236 @@
+"""Submitting, listing, cancelling and watching jobs over HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.domain.jobs import JobState
+from app.persistence.jobs import JobRepository
+from app.persistence.unit_of_work import Database
+from tests.fakes.checkpoints import bare_checkpoint
+from tests.fakes.dispatcher import RecordingDispatcher
+from tests.unit.api.conftest import AddWorker
+
+JOBS = "/v1/quantization/jobs"
+
+
+@pytest.fixture(autouse=True)
+def worker_and_model(add_worker: AddWorker, root: Path) -> None:
+    add_worker()
+    bare_checkpoint(root / "tiny")
+
+
+def submit(client: TestClient, **body: Any) -> dict[str, Any]:
+    answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}} | body)
+    assert answer.status_code == 201, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def test_a_submitted_job_has_every_field(client: TestClient) -> None:
+    job = submit(client, metadata={"team": "search"}, suffix="v2")
+    assert job == {
+        "object": "quantization.job",
+        "id": job["id"],
+        "status": "queued",
+        "created_at": job["created_at"],
+        "started_at": None,
+        "finished_at": None,
+        "model": "tiny",
+        "method": {"type": "none", "dtype": "bf16"},
+        "suffix": "v2",
+        "progress": {"fraction": 0.0, "stage": None, "eta_seconds": None},
+        "quantized_model": None,
+        "reused": False,
+        "quality": None,
+        "error": None,
+        "attempt": 0,
+        "worker": None,
+        "metadata": {"team": "search"},
+    }
+    assert abs(job["created_at"] - time.time()) < 60
+
+
+def test_the_queue_is_told_after_the_commit(client: TestClient, dispatcher: RecordingDispatcher) -> None:
+    job = submit(client)
+    assert dispatcher.sent == [(job["id"], "cpu")]
+    assert client.get(f"{JOBS}/{job['id']}").json() == job
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param", "words"),
+    [
+        ({"method": {"type": "awesome"}}, "unknown_method", "method.type", ["'awesome'", "gguf"]),
+        ({"method": {}}, "unknown_method", "method.type", ["missing"]),
+        ({"method": {"type": "gguf", "bits": 4}}, "invalid_parameter", "method.bits", ["'bits'", "quantization"]),
+        (
+            {"method": {"type": "gguf", "quantization": "Q9"}},
+            "invalid_parameter",
+            "method.quantization",
+            ["Q9", "Q4_K_M"],
+        ),
+        ({"model": "nothing-here"}, "source_not_found", "model", ["nothing-here", "BITMILL_SOURCE_ROOTS"]),
+        ({"model": "demo/none"}, "source_not_found", "model", ["demo/smollm2-135m-instruct"]),
+        ({"model": "../outside"}, "path_outside_roots", "model", ["../outside", "BITMILL_SOURCE_ROOTS"]),
+        ({"model": "/etc"}, "path_outside_roots", "model", ["/etc"]),
+        ({"model": ""}, "invalid_parameter", "model", ["model"]),
+        ({"suffix": "no spaces"}, "invalid_parameter", "suffix", ["no spaces"]),
+        ({"surprise": 1}, "invalid_parameter", "surprise", ["surprise"]),
+        ({"metadata": {"k": "v" * 513}}, "invalid_parameter", "metadata.k", ["512"]),
+    ],
+)
+def test_bad_input_is_an_error_that_names_it(
+    client: TestClient, body: dict[str, Any], code: str, param: str, words: list[str]
+) -> None:
+    answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}} | body)
+    assert 400 <= answer.status_code < 500
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert all(word in error["message"] for word in words), error["message"]
+    assert client.get(JOBS).json()["data"] == []
+
+
+def test_a_body_that_is_no_json_is_refused(client: TestClient) -> None:
+    answer = client.post(JOBS, content=b"{", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_a_pickle_checkpoint_is_refused_before_queueing(client: TestClient, root: Path) -> None:
+    bare_checkpoint(root / "pickled")
+    (root / "pickled" / "model.safetensors").rename(root / "pickled" / "pytorch_model.bin")
+    answer = client.post(JOBS, json={"model": "pickled", "method": {"type": "none"}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "pickle_checkpoint")
+
+
+def test_a_truncated_checkpoint_is_refused_before_queueing(client: TestClient, root: Path) -> None:
+    weights = bare_checkpoint(root / "cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    answer = client.post(JOBS, json={"model": "cut", "method": {"type": "none"}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "corrupt_checkpoint")
+
+
+def test_an_architecture_without_converter_is_refused_before_queueing(client: TestClient, root: Path) -> None:
+    bare_checkpoint(root / "bert", architecture="BertModel")
+    answer = client.post(JOBS, json={"model": "bert", "method": {"type": "gguf"}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_architecture")
+
+
+def test_a_full_disk_is_said_before_queueing(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = client.app.state.jobs  # type: ignore[attr-defined]  # TestClient's app is a FastAPI
+    service.settings = service.settings.model_copy(update={"min_free_disk_bytes": 10**18})
+    answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+
+
+def test_no_worker_is_a_conflict_that_says_what_to_start(client: TestClient, add_worker: AddWorker) -> None:
+    add_worker(heartbeat_at=time.time() - 3600)
+    answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_worker_available")
+    assert "bitmill worker" in answer.json()["error"]["message"]
+
+
+def test_a_method_that_no_worker_has_is_a_conflict_with_its_reason(
+    client: TestClient, add_worker: AddWorker
+) -> None:
+    add_worker(methods={"none": None, "gguf": "No module named 'llama_cpp'"})
+    answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "gguf"}})
+    # The architecture and the files are fine; only the worker is not.
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "method_unavailable")
+    assert "llama_cpp" in answer.json()["error"]["message"]
+
+
+def test_methods_say_what_they_are_and_whether_they_can_run(client: TestClient, add_worker: AddWorker) -> None:
+    add_worker(methods={"none": None, "bitsandbytes": None, "gguf": "install llama-cpp-python"})
+    methods = {method["id"]: method for method in client.get("/v1/quantization/methods").json()["data"]}
+    assert methods["none"]["available"] is True
+    assert methods["none"]["unavailable_reason"] is None
+    assert methods["none"]["parameters"]["properties"]["dtype"]["enum"] == ["fp32", "fp16", "bf16"]
+    assert methods["gguf"]["available"] is False
+    assert methods["gguf"]["unavailable_reason"] == "install llama-cpp-python"
+
+
+def test_jobs_are_listed_newest_first_in_pages(client: TestClient) -> None:
+    ids = [submit(client)["id"] for _ in range(3)]
+    page = client.get(JOBS, params={"limit": 2}).json()
+    assert ([job["id"] for job in page["data"]], page["has_more"]) == ([ids[2], ids[1]], True)
+    rest = client.get(JOBS, params={"limit": 2, "after": ids[1]}).json()
+    assert ([job["id"] for job in rest["data"]], rest["has_more"]) == ([ids[0]], False)
+
+
+def test_jobs_are_filtered_by_status(client: TestClient) -> None:
+    job = submit(client)
+    assert client.get(JOBS, params={"status": "queued"}).json()["data"] == [job]
+    assert client.get(JOBS, params={"status": "failed"}).json()["data"] == []
+    assert client.get(JOBS, params={"status": "odd"}).status_code == 400
+
+
+def test_a_queued_job_can_be_cancelled_and_stays_cancelled(client: TestClient) -> None:
+    job = submit(client)
+    for _ in range(2):
+        answer = client.post(f"{JOBS}/{job['id']}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
+def test_an_ended_job_cannot_be_cancelled(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+    finish(sqlite_database, job["id"])
+    answer = client.post(f"{JOBS}/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "illegal_transition")
+
+
+def test_an_unknown_job_is_not_found(client: TestClient) -> None:
+    for path in ("", "/events", "/events?stream=true"):
+        answer = client.get(f"{JOBS}/qjob-none{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
+
+
+def finish(database: Database, job_id: str) -> None:
+    with database.transaction() as session:
+        jobs = JobRepository(session)
+        attempt = jobs.claim(job_id, worker_id="here-1", lease_seconds=60)
+        jobs.progress(job_id, attempt=attempt, fraction=0.5, stage="half", eta_seconds=1.0, metrics={})
+        jobs.transition(job_id, JobState.SUCCEEDED, message="done", attempt=attempt)
+
+
+def read_stream(client: TestClient, job_id: str, **headers: str) -> list[dict[str, Any]]:
+    path = f"{JOBS}/{job_id}/events"
+    with client.stream("GET", path, params={"stream": "true"}, headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = list(answer.iter_lines())
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+def test_stream_and_list_tell_the_same_and_the_stream_ends(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+    timer = threading.Timer(0.6, finish, (sqlite_database, job["id"]))
+    timer.start()
+    streamed = read_stream(client, job["id"])
+    timer.join()
+    assert [event["type"] for event in streamed] == ["state", "state", "progress", "state"]
+    assert client.get(f"{JOBS}/{job['id']}/events").json()["data"] == streamed
+
+
+def test_a_client_that_reconnects_misses_nothing(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+    finish(sqlite_database, job["id"])
+    events = read_stream(client, job["id"])
+    assert read_stream(client, job["id"], **{"Last-Event-ID": events[1]["id"]}) == events[2:]
+
+
+def test_events_are_paged(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+    finish(sqlite_database, job["id"])
+    first = client.get(f"{JOBS}/{job['id']}/events", params={"limit": 3}).json()
+    assert (len(first["data"]), first["has_more"]) == (3, True)
+    rest = client.get(f"{JOBS}/{job['id']}/events", params={"after": first["data"][-1]["id"]}).json()
+    assert (len(rest["data"]), rest["has_more"]) == (1, False)

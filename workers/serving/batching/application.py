@@ -1,0 +1,145 @@
+"""The transformers engine's HTTP side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from app.domain.errors import AuthenticationFailed, BitmillError, InvalidRequest
+from app.domain.http_status import status_of
+from app.streaming import ClientGone, RelayResponse, unless_disconnected
+from workers.serving.batching.answers import Answer, ChatAnswer, TextAnswer, Usage, WholeChoice
+from workers.serving.batching.generator import BatchedGenerator, Piece
+from workers.serving.batching.merging import merged
+from workers.serving.batching.prompts import Job, chat_prompts, jobs, text_prompts
+from workers.serving.batching.requests import (
+    ChatCompletionRequest,
+    CompletionFields,
+    CompletionRequest,
+    parse_request,
+)
+
+Pieces = AsyncGenerator[tuple[int, Piece], None]
+
+
+def create_application(generator: BatchedGenerator, *, public_name: str, api_key: str) -> FastAPI:
+    app = FastAPI(lifespan=_lifespan)
+    app.state.generator = generator
+    app.state.public_name = public_name
+    app.state.api_key = api_key
+    app.add_exception_handler(BitmillError, _on_bitmill_error)
+    app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", completions, methods=["POST"], response_model=None)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # The server listens only after this: whoever finds it healthy finds the model loaded and warm.
+    app.state.generator.start()
+    await app.state.generator.warm_up()
+    yield
+
+
+async def health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+async def chat_completions(request: Request) -> Response:
+    parsed = parse_request(ChatCompletionRequest, await _body(request))
+    generator: BatchedGenerator = request.app.state.generator
+    prompts = await asyncio.to_thread(chat_prompts, generator, parsed)
+    answer = ChatAnswer(request.app.state.public_name, generator.token_text, logprobs=parsed.logprobs)
+    return await _answer(request, parsed, answer, prompts, param="messages")
+
+
+async def completions(request: Request) -> Response:
+    parsed = parse_request(CompletionRequest, await _body(request))
+    generator: BatchedGenerator = request.app.state.generator
+    prompts = await asyncio.to_thread(text_prompts, generator, parsed)
+    answer = TextAnswer(request.app.state.public_name, generator.token_text, logprobs=False)
+    return await _answer(request, parsed, answer, prompts, param="prompt")
+
+
+async def _body(request: Request) -> Any:
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not secrets.compare_digest(given.encode(), request.app.state.api_key.encode()):
+        raise AuthenticationFailed("this engine answers its serving host only")
+    try:
+        return json.loads(await request.body())
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+
+
+async def _answer(
+    request: Request, parsed: CompletionFields, answer: Answer, prompts: list[list[int]], *, param: str
+) -> Response:
+    generator: BatchedGenerator = request.app.state.generator
+    todo = jobs(generator, prompts, parsed, param=param)
+    pieces = merged([_start(generator, job) for job in todo])
+    usage = Usage(sum(map(len, prompts)))
+    if parsed.stream:
+        events = _events(pieces, answer, usage, len(todo), include_usage=parsed.includes_usage)
+        return RelayResponse(
+            events,
+            events.aclose,
+            status_code=200,
+            headers={"content-type": "text/event-stream; charset=utf-8"},
+        )
+    try:
+        return JSONResponse(
+            await unless_disconnected(request.receive, _whole(pieces, answer, usage, len(todo)))
+        )
+    except ClientGone:
+        return Response(status_code=499)
+
+
+def _start(generator: BatchedGenerator, job: Job) -> AsyncGenerator[Piece, None]:
+    return generator.generate(job.prompt, job.settings, max_tokens=job.max_tokens, stops=job.stops)
+
+
+async def _whole(pieces: Pieces, answer: Answer, usage: Usage, count: int) -> dict[str, Any]:
+    choices = [WholeChoice() for _ in range(count)]
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            choices[index].add(piece)
+    usage.completion_tokens = sum(choice.tokens for choice in choices)
+    return answer.whole(choices, usage)
+
+
+async def _events(
+    pieces: Pieces, answer: Answer, usage: Usage, count: int, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    tokens = [0] * count
+    async with aclosing(pieces):
+        try:
+            for index in range(count):
+                if opening := answer.opening(index):
+                    yield _event(opening)
+            async for index, piece in pieces:
+                tokens[index] = piece.tokens
+                yield _event(answer.chunk(index, piece))
+        except BitmillError as error:
+            yield _event({"error": error.to_dict()})
+            return
+    usage.completion_tokens = sum(tokens)
+    if include_usage:
+        yield _event(answer.usage_chunk(usage))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _on_bitmill_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BitmillError)  # noqa: S101 -- registered for this class only
+    return JSONResponse({"error": error.to_dict()}, status_code=status_of(error))

@@ -1,0 +1,58 @@
+"""Checkpoints in safetensors, on transformers' continuous batching, in a process of our own.
+
+The library's own server (`transformers serve`) refuses n, logprobs, stream_options, penalties and more, which
+the library beneath it can carry.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from app.domain.artifacts import ArtifactFormat
+from app.domain.hardware import Device
+from workers.serving.engines.base import (
+    API_KEY_VARIABLE,
+    Address,
+    Engine,
+    EngineOptions,
+    EngineProcess,
+    EngineSpec,
+)
+
+MODULE = "workers.serving.engines.transformers_process"
+INSTALL = "pip install 'bitmill[transformers]'"
+
+
+class TransformersEngine(Engine):
+    spec = EngineSpec(
+        name="transformers",
+        formats=frozenset({ArtifactFormat.SAFETENSORS}),
+        devices=frozenset({Device.CPU, Device.GPU}),
+        requires={"torch": INSTALL, "transformers": INSTALL, "accelerate": INSTALL},
+    )
+
+    def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
+        arguments = {
+            "--model": str(artifact),
+            "--name": options.public_name,
+            "--host": address.host,
+            "--port": str(address.port),
+            "--context-length": str(options.context_length),
+            "--cache-tokens": str(options.cache_tokens),
+            "--slots": str(options.slots),
+            "--threads": str(options.threads),
+        }
+        flags = [part for pair in arguments.items() for part in pair]
+        return EngineProcess(
+            argv=[sys.executable, "-m", MODULE, *flags],
+            environment={
+                API_KEY_VARIABLE: address.api_key,
+                "HF_HUB_OFFLINE": "1",
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                # Threads that spin while they wait starve every other process of the machine.
+                "OMP_WAIT_POLICY": "passive",
+            },
+            health_path="/health",
+            upstream_model=options.public_name,
+        )

@@ -1,0 +1,43 @@
+"""The process of the transformers engine: loads a checkpoint, then serves it until it is killed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from workers.serving.batching.application import create_application
+from workers.serving.batching.generator import BatchedGenerator
+from workers.serving.engines.base import API_KEY_VARIABLE
+
+
+def main() -> None:
+    arguments = _arguments()
+    logging.basicConfig(level=logging.INFO)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    generator = BatchedGenerator(
+        Path(arguments.model),
+        context_length=arguments.context_length,
+        cache_tokens=arguments.cache_tokens,
+        slots=arguments.slots,
+    )
+    app = create_application(generator, public_name=arguments.name, api_key=os.environ[API_KEY_VARIABLE])
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("--model", "--name", "--host"):
+        parser.add_argument(name, required=True)
+    for name in ("--port", "--context-length", "--cache-tokens", "--slots", "--threads"):
+        parser.add_argument(name, type=int, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
