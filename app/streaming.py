@@ -45,7 +45,7 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
 
 
 class RelayResponse(Response):
-    """Sends chunks as they come. `close` runs exactly once, whether the answer ended, broke or lost its client."""
+    """Sends chunks as they come. `close` runs once, whether the answer ended, broke or lost its client."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class ServingClient:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`timeout` (seconds) bounds each wait for bytes; by default generation may take as long as it takes."""
+        """`timeout` (seconds) bounds each wait for bytes; without one, generation may take its time."""
         self.base_url = base_url
         self._http = httpx.AsyncClient(
             base_url=base_url,
@@ -96,9 +96,7 @@ class ServingClient:
     def _checked(self, answer: httpx.Response) -> httpx.Response:
         if answer.is_success:
             return answer
-        raise ServingUnavailable(
-            f"the serving host at {self.base_url} answered {answer.status_code}; see its log"
-        )
+        raise ServingUnavailable(f"the serving host at {self.base_url} answered {answer.status_code}; see its log")
 
     def _broken(self, error: httpx.TransportError) -> ServingUnavailable:
         return ServingUnavailable(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from uuid import uuid4
 
 from app.domain.errors import CorruptCheckpoint, IncompatibleModel, PickleCheckpoint, SourceNotFound
 from app.storage.artifacts import file_sha256
@@ -213,6 +213,7 @@ def _read_entry(entry: Path) -> dict[str, Any]:
 
 def _write_entry(entry: Path, value: dict[str, Any]) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = entry.with_suffix(f".{os.getpid()}.tmp")
+    # Not the process id: containers that share the folder have the same ones.
+    temporary = entry.with_suffix(f".{uuid4().hex}.tmp")
     temporary.write_text(json.dumps(value))
     temporary.replace(entry)

@@ -26,10 +26,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: what matters is in the events."""
 
-    def do_GET(self) -> None:  # noqa: N802 -- the standard library's interface
+    def do_GET(self) -> None:
         self.reply(200, {"status": "ok"})
 
-    def do_POST(self) -> None:  # noqa: N802 -- the standard library's interface
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.headers["authorization"] != f"Bearer {os.environ['FAKE_ENGINE_KEY']}":
             self.reply(401, {"error": {"message": "wrong key"}})

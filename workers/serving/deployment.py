@@ -73,14 +73,10 @@ class Deployment:
         """Waits until the model is loaded. Raises EngineFailed."""
         await asyncio.wait({self.loading})
         if self.loading.cancelled():
-            raise EngineFailed(
-                f"the model {self.name!r} was unloaded while it was loading; send the request again"
-            )
+            raise EngineFailed(f"the model {self.name!r} was unloaded while it was loading; send the request again")
         self.loading.result()
         if self.running is None or not self.running.alive:
-            raise EngineFailed(
-                f"the engine of {self.name!r} ended; send the request again and it is restarted"
-            )
+            raise EngineFailed(f"the engine of {self.name!r} ended; send the request again and it is restarted")
         return self.running
 
     async def stop(self) -> None:
@@ -109,9 +105,7 @@ class Deployment:
         await asyncio.to_thread(self.engine.check_environment)
         address = new_address()
         command = self.engine.command(self.model.folder, self._options(), address)
-        self.running = await RunningEngine.start(
-            command, address, self.settings.logs_folder / log_name(self.name)
-        )
+        self.running = await RunningEngine.start(command, address, self.settings.logs_folder / log_name(self.name))
         await self.running.wait_until_healthy(self.settings.serving_load_timeout_seconds)
 
     async def _discard(self, error: BaseException) -> None:

@@ -38,6 +38,8 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
     """The serving host's ASGI application. Tests pass their own settings and pool."""
     settings = settings or get_settings()
     logging.basicConfig(level=settings.log_level)
+    # Its line for each request would drown the rest while engines are asked whether they are ready.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     app = FastAPI(title="Bitmill serving host", lifespan=_lifespan)
     app.state.settings = settings
     app.state.database = Database(settings.database)
@@ -82,9 +84,7 @@ async def list_deployments(request: Request) -> dict[str, Any]:
 
 async def unload(request: Request, name: str) -> dict[str, Any]:
     if not await request.app.state.pool.unload(name):
-        raise ModelNotFound(
-            f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model"
-        )
+        raise ModelNotFound(f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model")
     return {"model": name, "object": "deployment", "deleted": True}
 
 
@@ -153,9 +153,7 @@ async def _complete_answer(upstream: httpx.Response, public_name: str) -> Respon
         raise _broken(public_name, error) from error
     if upstream.status_code >= 500:
         log.error("the engine of %s failed (%d): %r", public_name, upstream.status_code, answer[:1000])
-        raise EngineFailed(
-            f"the engine of {public_name!r} failed on this request; the host's log has the reason"
-        )
+        raise EngineFailed(f"the engine of {public_name!r} failed on this request; the host's log has the reason")
     if upstream.status_code >= 400:
         refusal = public_error(upstream.status_code, answer, public_name)
         return Response(refusal, status_code=upstream.status_code, media_type="application/json")
@@ -164,9 +162,7 @@ async def _complete_answer(upstream: httpx.Response, public_name: str) -> Respon
 
 def _broken(public_name: str, error: httpx.TransportError) -> EngineFailed:
     log.error("no answer from the engine of %s: %r", public_name, error)
-    return EngineFailed(
-        f"the engine of {public_name!r} broke off; send the request again and it is restarted"
-    )
+    return EngineFailed(f"the engine of {public_name!r} broke off; send the request again and it is restarted")
 
 
 def _is_stream(upstream: httpx.Response) -> bool:

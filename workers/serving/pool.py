@@ -26,7 +26,7 @@ LONGEST_BACKOFF_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Failures:
-    """How often a model's engine failed in a row, and why the last time. The first failure costs no waiting."""
+    """How often a model's engine failed in a row, and why at last. The first failure costs no waiting."""
 
     count: int = 0
     retry_at: float = 0.0
@@ -86,7 +86,7 @@ class ModelPool:
             self._notify()
 
     async def unload(self, name: str) -> bool:
-        """Lets requests in flight finish (within the queue timeout), then frees the model. False: not loaded."""
+        """Lets requests in flight finish, within the queue timeout, then frees the model. False: not loaded."""
         deployment = self._deployments.get(name)
         if deployment is None:
             return False
@@ -105,7 +105,7 @@ class ModelPool:
         await asyncio.gather(*(self._remove(each) for each in list(self._deployments.values())))
 
     def view(self) -> list[dict[str, Any]]:
-        return [deployment.view() for deployment in self._deployments.values()]
+        return [deployment.view() for deployment in list(self._deployments.values())]
 
     async def _admit(self, model: ServedModel) -> Deployment:
         """The model's deployment with this request counted in, so that nothing evicts it meanwhile."""
@@ -138,7 +138,7 @@ class ModelPool:
         return deployment
 
     async def _make_room(self, model: ServedModel) -> bool:
-        """Evicts idle models until there is a place and memory for this one. False: no place, all are busy."""
+        """Evicts idle models until there is a place and memory for this one. False: all places are busy."""
         while len(self._deployments) >= self.settings.serving_max_models:
             if not await self._evict_one():
                 return False
@@ -146,8 +146,8 @@ class ModelPool:
         while needed > (available := psutil.virtual_memory().available):
             if not await self._evict_one():
                 raise InsufficientMemory(
-                    f"the model {model.name!r} needs about {needed} bytes of memory and {available} are free; "
-                    f"unload another model, or serve a smaller quantization"
+                    f"the model {model.name!r} needs about {needed} bytes of memory, of which {available} are "
+                    f"free; unload another model, or serve a smaller quantization"
                 )
         return True
 

@@ -37,9 +37,7 @@ def new_address() -> Address:
 class RunningEngine:
     """Started by `start`; `ended` completes when the process does, for whatever reason."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, command: EngineProcess, address: Address, log: Path
-    ):
+    def __init__(self, process: asyncio.subprocess.Process, command: EngineProcess, address: Address, log: Path):
         self.process = process
         self.command = command
         self.address = address

@@ -50,9 +50,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(body).__name__}")
     if not isinstance(body.get("model"), str) or not body["model"]:
-        raise InvalidParameter(
-            f"`model` must be the name of a model{_found(body.get('model'))}", param="model"
-        )
+        raise InvalidParameter(f"`model` must be the name of a model{_found(body.get('model'))}", param="model")
     return body
 
 

@@ -22,7 +22,5 @@ async def list_deployments(request: Request) -> dict[str, Any]:
 async def unload(request: Request, name: str) -> dict[str, Any]:
     serving: ServingClient = request.app.state.serving
     if not await serving.unload(name):
-        raise ModelNotFound(
-            f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model"
-        )
+        raise ModelNotFound(f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model")
     return {"model": name, "object": "deployment", "deleted": True}

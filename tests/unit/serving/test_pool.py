@@ -152,7 +152,7 @@ def test_a_model_that_keeps_failing_is_not_tried_without_pause(settings: Setting
         for _ in range(2):
             with pytest.raises(EngineFailed):
                 await held(pool, served).__aenter__()
-        with pytest.raises(ServingUnavailable, match="failed 2 times in a row.*could not be loaded"):
+        with pytest.raises(ServingUnavailable, match=r"failed 2 times in a row.*could not be loaded"):
             await held(pool, served).__aenter__()
 
     run(settings, engine, scenario)
@@ -163,7 +163,7 @@ def test_an_engine_that_does_not_answer_is_killed(settings: Settings, tmp_path: 
     engine = FakeEngine(tmp_path, gated=True)
 
     async def scenario(pool: ModelPool) -> None:
-        with pytest.raises(EngineFailed, match="not loaded within 0.5 seconds"):
+        with pytest.raises(EngineFailed, match=r"not loaded within 0\.5 seconds"):
             await held(pool, model(settings, "a")).__aenter__()
         assert states(pool) == {}
 

@@ -95,9 +95,7 @@ async def _answer(
             headers={"content-type": "text/event-stream; charset=utf-8"},
         )
     try:
-        return JSONResponse(
-            await unless_disconnected(request.receive, _whole(pieces, answer, usage, len(todo)))
-        )
+        return JSONResponse(await unless_disconnected(request.receive, _whole(pieces, answer, usage, len(todo))))
     except ClientGone:
         return Response(status_code=499)
 

@@ -105,16 +105,14 @@ class BatchedGenerator:
             # Looking for a faster attention would ask the hub.
             auto_switch_to_flash=False,
         )
-        manager = self.model.init_continuous_batching(
-            generation_config=generation, continuous_batching_config=batching
-        )
+        manager = self.model.init_continuous_batching(generation_config=generation, continuous_batching_config=batching)
         processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([self.sampler]))
         processors.tensors_required = 1
         manager.logit_processor = processors
         return manager
 
     def start(self) -> None:
-        """Starts generating. When that ends by a failure, so does this process, and the host starts another."""
+        """Starts generating. When that fails for good, this process ends, and the host starts another."""
         self.manager.start()
         threading.Thread(target=self._end_process_with_manager, daemon=True).start()
 
@@ -130,9 +128,7 @@ class BatchedGenerator:
             continue
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def token_text(self, token: int) -> str:
@@ -158,9 +154,7 @@ class BatchedGenerator:
             self._forget(request_id)
 
     def _add(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> None:
-        added = self.manager.add_request(
-            list(prompt), request_id=request_id, max_new_tokens=max_tokens, streaming=True
-        )
+        added = self.manager.add_request(list(prompt), request_id=request_id, max_new_tokens=max_tokens, streaming=True)
         if added is None:
             raise EngineFailed("the engine is ending; send the request again and it is restarted")
 
@@ -192,7 +186,7 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def sampling_defaults(config: Any) -> SamplingSettings:
-    """How the model's makers sample from it, where they say so; else plain sampling, as OpenAI's API has it."""
+    """How the model's makers sample from it, where they say so; else as OpenAI's API does by default."""
     if not config.do_sample:
         return SamplingSettings()
     return SamplingSettings(

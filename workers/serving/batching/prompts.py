@@ -35,10 +35,7 @@ def chat_prompts(generator: BatchedGenerator, request: ChatCompletionRequest) ->
 
 def text_prompts(generator: BatchedGenerator, request: CompletionRequest) -> list[list[int]]:
     """Raw prompts: no template. Raises InvalidParameter."""
-    prompts = [
-        generator.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        for prompt in request.prompts
-    ]
+    prompts = [generator.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in request.prompts]
     for prompt in prompts:
         if not prompt:
             raise InvalidParameter("`prompt` must hold at least one token", param="prompt")
@@ -50,9 +47,7 @@ def text_prompts(generator: BatchedGenerator, request: CompletionRequest) -> lis
     return prompts
 
 
-def jobs(
-    generator: BatchedGenerator, prompts: list[list[int]], request: CompletionFields, *, param: str
-) -> list[Job]:
+def jobs(generator: BatchedGenerator, prompts: list[list[int]], request: CompletionFields, *, param: str) -> list[Job]:
     """One for each choice of each prompt. Raises InvalidParameter where a prompt fills the context."""
     made = []
     for prompt in prompts:
@@ -64,15 +59,12 @@ def jobs(
                 param=param,
             )
         limit = min(room, request.token_limit or room)
-        made += [
-            Job(prompt, sampling(generator, request, choice), limit, request.stops)
-            for choice in range(request.n)
-        ]
+        made += [Job(prompt, sampling(generator, request, choice), limit, request.stops) for choice in range(request.n)]
     return made
 
 
 def sampling(generator: BatchedGenerator, request: CompletionFields, choice: int) -> SamplingSettings:
-    """What the request leaves open comes from the model's generation_config. Choices differ by their seeds."""
+    """What the request leaves open comes from the model's generation_config; choices differ by seed."""
     top_logprobs = None
     if isinstance(request, ChatCompletionRequest) and request.logprobs:
         top_logprobs = request.top_logprobs or 0
@@ -98,9 +90,7 @@ def _apply_template(tokenizer: Any, messages: list[Message]) -> list[int]:
     try:
         encoded = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)
     except TemplateError as error:
-        raise InvalidParameter(
-            f"the model's chat template refuses the messages: {error}", param="messages"
-        ) from error
+        raise InvalidParameter(f"the model's chat template refuses the messages: {error}", param="messages") from error
     return list(encoded["input_ids"])
 
 

@@ -69,9 +69,7 @@ class Message(BaseModel, extra="forbid", strict=True):
 
     def for_template(self) -> dict[str, str]:
         """As chat templates expect it: one string, and the older name of the developer's role."""
-        text = (
-            self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        )
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
         role = "system" if self.role == "developer" else self.role
         named = {"name": self.name} if self.name is not None else {}
         return {"role": role, "content": text, **named}
@@ -138,12 +136,6 @@ def _is_union_tag(part: object) -> bool:
 
 def _check_combinations(request: CompletionFields) -> None:
     if request.stream_options is not None and not request.stream:
-        raise InvalidParameter(
-            "`stream_options` is for requests with stream=true only", param="stream_options"
-        )
-    if (
-        isinstance(request, ChatCompletionRequest)
-        and request.top_logprobs is not None
-        and not request.logprobs
-    ):
+        raise InvalidParameter("`stream_options` is for requests with stream=true only", param="stream_options")
+    if isinstance(request, ChatCompletionRequest) and request.top_logprobs is not None and not request.logprobs:
         raise InvalidParameter("`top_logprobs` needs logprobs=true", param="top_logprobs")

@@ -1,7 +1,7 @@
 """Each request's own sampling, inside one batch.
 
-The library's batch has one temperature for all and one random generator. Here a logits processor chooses every
-row's token by its request's settings, and hands the library scores that leave no other choice.
+The library's batch has one temperature for all and one random generator. Here a logits processor chooses
+every row's token by its request's settings, and hands the library scores that leave no other choice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.requests import FutureRequestState
-
 
 NUCLEUS_CANDIDATES = 512
 
@@ -125,15 +124,13 @@ def choose(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
 
 
 def _sample(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
-    """By the inverse of the cumulative distribution, with one random number a row from that row's generator."""
+    """By the inverse of the cumulative distribution, at one number from each row's own generator."""
     temperatures = torch.tensor([state.settings.temperature for state in states], device=scores.device)
     scores = scores / temperatures.unsqueeze(1)
     for row, state in zip(scores, states, strict=True):
         _cut(row, state.settings)
     cumulative = torch.softmax(scores, dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    draws = torch.tensor(
-        [state.random.random() for state in states], dtype=torch.float64, device=scores.device
-    )
+    draws = torch.tensor([state.random.random() for state in states], dtype=torch.float64, device=scores.device)
     targets = draws.unsqueeze(1) * cumulative[:, -1:]
     found = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
     return found.clamp_(max=scores.shape[1] - 1)
@@ -152,11 +149,11 @@ def _nucleus(row: torch.Tensor, top_p: float) -> torch.Tensor:
     """Where the fewest tokens are that together hold a share of `top_p`: a mask of shape [vocabulary]."""
     shares = torch.softmax(row, dim=-1)
     # Sorting a whole vocabulary takes milliseconds, and the nucleus is nearly always among the first few.
-    best = torch.topk(shares, min(NUCLEUS_CANDIDATES, row.numel()))
-    if best.values.sum() < top_p:
-        best = torch.sort(shares, descending=True)
-    inside = best.values.cumsum(dim=-1) - best.values < top_p
-    return torch.zeros_like(row, dtype=torch.bool).index_fill_(0, best.indices[inside], True)
+    values, tokens = torch.topk(shares, min(NUCLEUS_CANDIDATES, row.numel()))
+    if values.sum() < top_p:
+        values, tokens = torch.sort(shares, descending=True)
+    inside = values.cumsum(dim=-1) - values < top_p
+    return torch.zeros_like(row, dtype=torch.bool).index_fill_(0, tokens[inside], True)
 
 
 def _add(row: torch.Tensor, changes: Mapping[int, float]) -> None:

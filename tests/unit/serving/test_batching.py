@@ -1,0 +1,220 @@
+"""The transformers engine's parts that need no model: text, sampling, and requests."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from app.domain.errors import BitmillError, InvalidParameter, UnsupportedField
+from workers.serving.batching.merging import merged
+from workers.serving.batching.requests import ChatCompletionRequest, CompletionRequest, parse_request
+from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, choose
+from workers.serving.batching.text import TextStream
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """Each token is a byte, so that a character may take several."""
+    return bytes(tokens).decode(errors="replace")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_add_up_to_the_text(seed: int) -> None:
+    text = "Grüße aus Zürich 日本 🌾 – ja"
+    tokens = list(text.encode())
+    stream = TextStream(decode, ["not there", "ja, but no"])
+    chooser = random.Random(seed)
+    pieces = []
+    while tokens:
+        count = chooser.randint(1, 5)
+        pieces.append(stream.push(tokens[:count]))
+        assert "\ufffd" not in pieces[-1]
+        tokens = tokens[count:]
+    assert "".join(pieces) + stream.finish() == text
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [(["stop"], "one two "), (["stop", "two"], "one "), (["o three"], "one two stop tw"), (["e"], "on")],
+)
+def test_text_ends_before_the_first_stop_string(stops: list[str], expected: str) -> None:
+    text = "one two stop two three"
+    if stops == ["o three"]:
+        expected = "one two stop tw"
+    stream = TextStream(decode, stops)
+    shown = ""
+    for byte in text.encode():
+        shown += stream.push([byte])
+        assert expected.startswith(shown)
+        if stream.stopped:
+            break
+    assert shown + stream.finish() == expected
+    assert stream.stopped
+
+
+def test_what_only_looked_like_a_stop_string_is_shown_at_the_end() -> None:
+    stream = TextStream(decode, ["stopping"])
+    assert stream.push(list(b"please stop")) == "please "
+    assert stream.finish() == "stop"
+    assert not stream.stopped
+
+
+def test_an_incomplete_character_at_the_end_is_not_lost() -> None:
+    stream = TextStream(decode, [])
+    assert stream.push(list("é".encode())[:1]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def draws(settings: SamplingSettings, scores: list[float], count: int = 4000) -> Counter[int]:
+    states = [SamplingState(settings)] * count
+    return Counter(choose(torch.tensor([scores]).repeat(count, 1), states).tolist())
+
+
+def test_temperature_zero_takes_the_best() -> None:
+    assert draws(SamplingSettings(temperature=0), [0.0, 3.0, 1.0]) == {1: 4000}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_come_as_often_as_the_softmax_says(temperature: float) -> None:
+    scores = [1.0, 0.0, -1.0, float("-inf")]
+    found = draws(SamplingSettings(temperature=temperature, seed=1), scores)
+    expected = torch.softmax(torch.tensor(scores) / temperature, dim=-1)
+    for token, share in enumerate(expected.tolist()):
+        assert found[token] / 4000 == pytest.approx(share, abs=0.03)
+    assert found[3] == 0
+
+
+def test_top_k_and_top_p_cut_the_rest() -> None:
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).tolist()
+    assert set(draws(SamplingSettings(top_k=2), scores)) == {0, 1}
+    assert set(draws(SamplingSettings(top_p=0.4), scores)) == {0}
+    assert set(draws(SamplingSettings(top_p=0.7), scores)) == {0, 1}
+    assert set(draws(SamplingSettings(top_p=0.85), scores)) == {0, 1, 2}
+
+
+def test_a_nucleus_wider_than_the_candidates_is_found() -> None:
+    """As when a model knows nothing: all of a large vocabulary is about as likely."""
+    found = draws(SamplingSettings(top_p=0.99, seed=1), [0.0] * 2000, count=8000)
+    assert len(found) > 1500
+
+
+def test_penalties_and_bias_move_the_choice() -> None:
+    state = SamplingState(SamplingSettings(temperature=0, presence_penalty=1.0, frequency_penalty=0.5))
+    scores = torch.tensor([[2.0, 1.0, 0.8]])
+    chosen = []
+    for _ in range(4):
+        token = int(choose(scores, [state])[0])
+        state.record(token, scores[0])
+        chosen.append(token)
+    # 2.0 falls to 0.5 after one use; 1.0 to -0.5; 0.8 to -0.7; then 0.5 is the best again.
+    assert chosen == [0, 1, 2, 0]
+    biased = SamplingState(SamplingSettings(temperature=0, logit_bias={2: 5.0}))
+    assert int(choose(scores, [biased])[0]) == 2
+
+
+def test_a_seed_repeats_itself_whatever_shares_the_batch() -> None:
+    scores = torch.zeros(3, 50)
+    alone = [int(choose(scores[:1], [state])[0]) for state in [SamplingState(SamplingSettings(seed=4))] * 5]
+    state, other = SamplingState(SamplingSettings(seed=4)), SamplingState(SamplingSettings(seed=9))
+    shared = [int(choose(scores, [other, state, other])[1]) for _ in range(5)]
+    assert shared == alone
+
+
+def test_rows_that_belong_to_no_request_are_left_alone() -> None:
+    sampler = PerRequestSampler()
+    sampler.prepare_tensor_args([])
+    forced = sampler(torch.zeros(2, 5), torch.zeros(2))
+    assert forced.shape == (2, 5)
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    state = SamplingState(SamplingSettings(temperature=2.0, top_logprobs=2))
+    scores = torch.tensor([1.0, 2.0, 0.0])
+    state.record(0, scores)
+    expected = torch.log_softmax(scores, dim=-1).tolist()
+    (entry,) = state.logprobs
+    assert entry.logprob == pytest.approx(expected[0])
+    assert [token for token, _ in entry.top] == [1, 0]
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return parse_request(ChatCompletionRequest, body)
+
+
+def test_null_counts_as_absent() -> None:
+    request = chat(temperature=None, tools=None, stop=None, max_tokens=5)
+    assert (request.temperature, request.stops, request.token_limit) == (None, [], 5)
+
+
+def test_the_newer_name_of_the_limit_comes_first() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=3).token_limit == 3
+
+
+def test_parts_become_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = chat(messages=[{"role": "developer", "content": parts}])
+    assert request.messages[0].for_template() == {"role": "system", "content": "a\nb"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "kind"),
+    [
+        ({"tools": []}, "tools", UnsupportedField),
+        ({"response_format": {"type": "json_object"}}, "response_format", UnsupportedField),
+        ({"store": True}, "store", UnsupportedField),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", UnsupportedField),
+        ({"temperature": 3}, "temperature", InvalidParameter),
+        ({"temperature": "hot"}, "temperature", InvalidParameter),
+        ({"top_p": 0}, "top_p", InvalidParameter),
+        ({"n": 1000}, "n", InvalidParameter),
+        ({"max_tokens": 0}, "max_tokens", InvalidParameter),
+        ({"max_tokens": True}, "max_tokens", InvalidParameter),
+        ({"stop": ""}, "stop", InvalidParameter),
+        ({"messages": []}, "messages", InvalidParameter),
+        ({"messages": None}, "messages", InvalidParameter),
+        ({"top_logprobs": 3}, "top_logprobs", InvalidParameter),
+        ({"stream_options": {"include_usage": True}}, "stream_options", InvalidParameter),
+    ],
+)
+def test_a_refusal_names_the_field(fields: dict[str, Any], param: str, kind: type[BitmillError]) -> None:
+    with pytest.raises(kind) as raised:
+        chat(**fields)
+    assert raised.value.param == param
+    assert f"`{param}" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
+)
+def test_prompts_come_in_four_shapes(prompt: Any, prompts: Any) -> None:
+    assert parse_request(CompletionRequest, {"model": "m", "prompt": prompt}).prompts == prompts
+
+
+def test_one_streams_error_ends_all() -> None:
+    closed = []
+
+    async def endless() -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0)
+        finally:
+            closed.append(True)
+
+    async def failing() -> AsyncGenerator[int, None]:
+        yield 2
+        raise InvalidParameter("no")
+
+    async def read() -> list[tuple[int, int]]:
+        return [item async for item in merged([endless(), failing()])]
+
+    with pytest.raises(InvalidParameter):
+        asyncio.run(read())
+    assert closed == [True]
