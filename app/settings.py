@@ -26,9 +26,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Comma-separated keys, one of which /v1 then demands as a bearer token."
     )
-    database_url: str | None = Field(
-        default=None, description="SQLAlchemy URL. Default: SQLite in the data folder."
-    )
+    database_url: str | None = Field(default=None, description="SQLAlchemy URL. Default: SQLite in the data folder.")
     broker_url: str | None = Field(
         default=None,
         description="Celery broker, such as redis://localhost:6379/0. Default: files in the data folder.",
@@ -56,15 +54,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Models a serving host keeps loaded; the least recently used idle one goes.",
     )
-    serving_load_timeout_seconds: float = Field(
-        default=300.0, gt=0, description="How long a model may take to load."
-    )
+    serving_load_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a model may take to load.")
     serving_context_length: int = Field(
         default=4096, ge=64, description="Context length, in tokens, with which models are loaded."
     )
-    serving_slots: int = Field(
-        default=16, ge=1, description="Requests that one loaded model works on at a time."
-    )
+    serving_slots: int = Field(default=16, ge=1, description="Requests that one loaded model works on at a time.")
     serving_threads: int = Field(default=0, ge=0, description="Threads per engine; 0 chooses by model size.")
     lease_seconds: float = Field(
         default=15.0, gt=0, description="A running job whose worker is silent for this long is queued again."
@@ -78,9 +72,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="How often a job may lose its worker or its process before it fails."
     )
-    min_free_disk_bytes: int = Field(
-        default=256 * 1024**2, ge=0, description="Free disk space that a job must leave."
-    )
+    min_free_disk_bytes: int = Field(default=256 * 1024**2, ge=0, description="Free disk space that a job must leave.")
     max_shard_bytes: int = Field(
         default=4 * 1024**3, ge=1024, description="Size limit of one safetensors file of an artifact."
     )

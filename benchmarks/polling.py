@@ -64,11 +64,7 @@ def main() -> None:
                 "ratio_to_idle": statistics.median(ordered) / statistics.median(idle),
             }
         )
-        print(
-            "{case:20} median {median_milliseconds:6.2f} ms   p95 {p95_milliseconds:6.2f} ms".format(
-                **rows[-1]
-            )
-        )
+        print("{case:20} median {median_milliseconds:6.2f} ms   p95 {p95_milliseconds:6.2f} ms".format(**rows[-1]))
     print(json.dumps({"rows": rows}))
 
 

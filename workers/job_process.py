@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 
 from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
 from app.domain.quantization.catalog import parse_method
 from app.processes import die_with_parent
 from app.settings import Settings, get_settings
 from app.storage import artifacts
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from workers.child import Channel, Message
 
 log = logging.getLogger("bitmill.job")
@@ -117,9 +117,7 @@ def as_bitmill_error(error: Exception) -> BitmillError:
         return full
     if isinstance(error, MemoryError):
         return InsufficientMemory("the job ran out of memory; run it on a worker with more")
-    return QuantizationFailed(
-        f"{type(error).__name__}: {error}; the worker's log of this job has the details"
-    )
+    return QuantizationFailed(f"{type(error).__name__}: {error}; the worker's log of this job has the details")
 
 
 def main(descriptor: int, parent_pid: int) -> None:

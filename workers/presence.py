@@ -178,9 +178,7 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> N
                 "lease_expires_at": None,
                 "dispatched_at": None,
             }
-            jobs.transition(
-                job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values
-            )
+            jobs.transition(job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values)
     except IllegalTransition as error:
         log.info("job %s moved on by itself: %s", job.id, error)
 

@@ -73,9 +73,7 @@ def _find_gpus() -> tuple[Gpu, ...]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = (properties.major, properties.minor)
-        found.append(
-            Gpu(name=properties.name, memory_bytes=properties.total_memory, compute_capability=capability)
-        )
+        found.append(Gpu(name=properties.name, memory_bytes=properties.total_memory, compute_capability=capability))
     return tuple(found)
 
 

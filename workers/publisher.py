@@ -92,9 +92,7 @@ class Publisher:
             "stage": "done",
         }
         message = f"{row.name} is ready."
-        JobRepository(session).transition(
-            job.id, JobState.SUCCEEDED, message=message, attempt=attempt, values=values
-        )
+        JobRepository(session).transition(job.id, JobState.SUCCEEDED, message=message, attempt=attempt, values=values)
 
 
 def _key(job: JobRow, source: Message) -> str:

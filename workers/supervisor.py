@@ -175,9 +175,7 @@ class Supervisor:
         if self.renew(attempt) is None:
             raise LeaseLost
         try:
-            existing = self.publisher.publish(
-                attempt.job, attempt.number, attempt.staging / "artifact", result
-            )
+            existing = self.publisher.publish(attempt.job, attempt.number, attempt.staging / "artifact", result)
         except IllegalTransition as error:
             raise CancelRequested if self._state(attempt) is JobState.CANCELLING else LeaseLost from error
         if existing is not None:
@@ -226,9 +224,7 @@ class Supervisor:
     def _give_back(self, attempt: Attempt) -> None:
         """A worker that is stopped on purpose costs the job no attempt."""
         values = {"worker_id": None, "lease_expires_at": None, "dispatched_at": None, "fraction": 0.0}
-        self._finish(
-            attempt, JobState.QUEUED, "The worker is shutting down; the job is queued again.", values
-        )
+        self._finish(attempt, JobState.QUEUED, "The worker is shutting down; the job is queued again.", values)
 
     def _lose(self, attempt: Attempt, why: str) -> None:
         with self.database.transaction() as session:

@@ -34,9 +34,7 @@ def require_api_key(request: Request) -> None:
     if not keys:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not any(
-        secrets.compare_digest(given.encode(), key.encode()) for key in keys
-    ):
+    if scheme.lower() != "bearer" or not any(secrets.compare_digest(given.encode(), key.encode()) for key in keys):
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 

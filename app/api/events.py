@@ -22,9 +22,7 @@ POLL_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 15.0
 
 
-async def stream_events(
-    request: Request, jobs: QuantizationJobService, job_id: str, after: int
-) -> AsyncIterator[str]:
+async def stream_events(request: Request, jobs: QuantizationJobService, job_id: str, after: int) -> AsyncIterator[str]:
     """Holds no database session between reads. Ends with the job, or with the client's connection."""
     last_sent = time.monotonic()
     while not await request.is_disconnected():

@@ -54,9 +54,7 @@ class StateCollector(Collector):
             states.add_metric([state.value], counts.get(state.value, 0))
         yield states
         age = time.time() - oldest if oldest is not None else 0.0
-        yield GaugeMetricFamily(
-            "bitmill_oldest_queued_job_seconds", "Age of the oldest queued job.", value=age
-        )
+        yield GaugeMetricFamily("bitmill_oldest_queued_job_seconds", "Age of the oldest queued job.", value=age)
         yield GaugeMetricFamily("bitmill_artifacts", "Models in the store.", value=artifacts)
         yield self._workers()
 

@@ -156,9 +156,7 @@ def create_fleet(settings: Settings, host: str, port: int, workers: int) -> Flee
     commands = {"api": api_command(host, port), "serving": serving_command("127.0.0.1", serving_port)}
     commands |= {f"worker-{number}": worker_command(f"worker-{number}") for number in range(1, workers + 1)}
     logs = settings.logs_folder
-    return Fleet(
-        [Role(name, command, environment, logs / f"{name}.log") for name, command in commands.items()]
-    )
+    return Fleet([Role(name, command, environment, logs / f"{name}.log") for name, command in commands.items()])
 
 
 @contextmanager

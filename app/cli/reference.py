@@ -53,9 +53,7 @@ def _method_section(spec: MethodSpec) -> list[str]:
     lines += ["| parameter | values | default | meaning |", "| --- | --- | --- | --- |"]
     for name, schema in spec.params.model_json_schema().get("properties", {}).items():
         default = (
-            str(schema.get("default", "")).lower()
-            if schema.get("type") == "boolean"
-            else schema.get("default", "")
+            str(schema.get("default", "")).lower() if schema.get("type") == "boolean" else schema.get("default", "")
         )
         lines.append(f"| `{name}` | {_values(schema)} | `{default}` | {schema.get('description', '')} |")
     return [*lines, ""]

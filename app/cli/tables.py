@@ -15,9 +15,7 @@ def jobs(rows: list[Json]) -> Table:
     for job in rows:
         result = job["quantized_model"] or (job["error"] or {}).get("message", "")
         progress = f"{job['progress']['fraction']:.0%}"
-        table.add_row(
-            job["id"], job["status"], job["model"], method(job), progress, moment(job["created_at"]), result
-        )
+        table.add_row(job["id"], job["status"], job["model"], method(job), progress, moment(job["created_at"]), result)
     return table
 
 
@@ -33,9 +31,7 @@ def methods(rows: list[Json]) -> Table:
     for row in rows:
         parameters = ", ".join(row["parameters"].get("properties", {}))
         available = "yes" if row["available"] else f"no: {row['unavailable_reason']}"
-        table.add_row(
-            row["id"], row["summary"], row["output"], ", ".join(row["devices"]), parameters, available
-        )
+        table.add_row(row["id"], row["summary"], row["output"], ", ".join(row["devices"]), parameters, available)
     return table
 
 

@@ -25,9 +25,7 @@ class RequestFailed(Exception):
 class BitmillClient:
     """`with BitmillClient("http://127.0.0.1:8000") as client: client.submit(...)`."""
 
-    def __init__(
-        self, base_url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=60, transport=transport)
 

@@ -31,9 +31,7 @@ class ArtifactRepository:
         """Raises ModelNotFound."""
         row = self.find(name)
         if row is None:
-            raise ModelNotFound(
-                f"The model {name!r} does not exist; GET /v1/models lists what does", param="model"
-            )
+            raise ModelNotFound(f"The model {name!r} does not exist; GET /v1/models lists what does", param="model")
         return row
 
     def find_result(self, key: str, suffix: str | None) -> ArtifactRow | None:

@@ -78,9 +78,7 @@ class JobRepository:
 
     def _illegal(self, job_id: str, target: JobState) -> IllegalTransition:
         row = self.get(job_id)
-        return IllegalTransition(
-            f"job {job_id!r} is {row.state} (attempt {row.attempt}); it cannot become {target}"
-        )
+        return IllegalTransition(f"job {job_id!r} is {row.state} (attempt {row.attempt}); it cannot become {target}")
 
     def claim(self, job_id: str, *, worker_id: str, lease_seconds: float) -> int:
         """Takes a queued job for a worker and returns the attempt's number, or raises IllegalTransition."""
@@ -130,12 +128,8 @@ class JobRepository:
             data = {"stage": stage, "fraction": fraction, "eta_seconds": eta_seconds, **metrics}
             self.add_event(job_id, "progress", f"{stage}: {fraction:.0%}", data)
 
-    def add_event(
-        self, job_id: str, type_: str, message: str, data: dict[str, Any], *, level: str = "info"
-    ) -> None:
-        event = JobEventRow(
-            job_id=job_id, created_at=time.time(), type=type_, level=level, message=message, data=data
-        )
+    def add_event(self, job_id: str, type_: str, message: str, data: dict[str, Any], *, level: str = "info") -> None:
+        event = JobEventRow(job_id=job_id, created_at=time.time(), type=type_, level=level, message=message, data=data)
         self.session.add(event)
         self.session.flush()
 

@@ -37,9 +37,7 @@ class ModelService:
             row = ArtifactRepository(session).get(name)
             busy = JobRepository(session).active_on_model(name)
             if busy:
-                raise ModelInUse(
-                    f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model"
-                )
+                raise ModelInUse(f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model")
             ArtifactRepository(session).delete(row.id)
         folder = artifacts.locate(row, self.settings)
         if row.kind == ArtifactKind.QUANTIZED or folder.is_relative_to(self.settings.sources_folder):

@@ -40,9 +40,7 @@ class NewJob:
 
 
 class QuantizationJobService:
-    def __init__(
-        self, database: Database, settings: Settings, dispatcher: Dispatcher, workers: WorkerService
-    ) -> None:
+    def __init__(self, database: Database, settings: Settings, dispatcher: Dispatcher, workers: WorkerService) -> None:
         self.database = database
         self.settings = settings
         self.dispatcher = dispatcher
@@ -110,9 +108,7 @@ class QuantizationJobService:
             jobs = JobRepository(session)
             state = JobState(jobs.get(job_id).state)
             if state in FINAL_STATES and state is not JobState.CANCELLED:
-                raise IllegalTransition(
-                    f"job {job_id!r} has already {state}; only an unfinished one can be cancelled"
-                )
+                raise IllegalTransition(f"job {job_id!r} has already {state}; only an unfinished one can be cancelled")
             _cancel_once(jobs, job_id, state)
         return self.get(job_id)
 

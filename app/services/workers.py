@@ -52,9 +52,7 @@ class WorkerService:
         able = [worker for worker in fitting if worker.methods.get(spec.name, "") is None]
         if not able:
             reason = fitting[0].methods.get(spec.name) or "the worker's version does not know it"
-            raise MethodUnavailable(
-                f"method {spec.name!r} cannot run on any worker: {reason}", param="method.type"
-            )
+            raise MethodUnavailable(f"method {spec.name!r} cannot run on any worker: {reason}", param="method.type")
         return next(queue for queue in queues if any(queue in worker.queues for worker in able))
 
     def catalog(self) -> list[dict[str, Any]]:
@@ -66,9 +64,7 @@ class WorkerService:
 def _describe(spec: MethodSpec, workers: list[WorkerRow]) -> dict[str, Any]:
     answers = [worker.methods[spec.name] for worker in workers if spec.name in worker.methods]
     available = any(answer is None for answer in answers)
-    reason = next(
-        (answer for answer in answers if answer), "no worker is live; start one with `bitmill worker`"
-    )
+    reason = next((answer for answer in answers if answer), "no worker is live; start one with `bitmill worker`")
     return {
         "object": "quantization.method",
         "id": spec.name,

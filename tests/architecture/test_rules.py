@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [
-    path for folder in ("app", "workers", "migrations") for path in sorted((ROOT / folder).rglob("*.py"))
-]
+SOURCES = [path for folder in ("app", "workers", "migrations") for path in sorted((ROOT / folder).rglob("*.py"))]
 STATE_WRITER = ROOT / "app" / "persistence" / "jobs.py"
 
 
@@ -30,12 +28,9 @@ def test_one_file_alone_writes_a_jobs_state() -> None:
     offenders = []
     for path in SOURCES:
         for node in _nodes(path):
-            attributes = [
-                target for target in _assigned_attributes(node) if isinstance(target, ast.Attribute)
-            ]
+            attributes = [target for target in _assigned_attributes(node) if isinstance(target, ast.Attribute)]
             writes = any(
-                target.attr == "state" and ast.unparse(target.value) not in ("self", "app")
-                for target in attributes
+                target.attr == "state" and ast.unparse(target.value) not in ("self", "app") for target in attributes
             )
             is_update = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".values")
             if isinstance(node, ast.Call) and is_update:
@@ -72,8 +67,6 @@ def test_only_the_settings_read_bitmills_environment() -> None:
 
 def test_files_stay_short() -> None:
     long = {
-        str(path.relative_to(ROOT)): count
-        for path in SOURCES
-        if (count := len(path.read_text().splitlines())) > 400
+        str(path.relative_to(ROOT)): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 400
     }
     assert long == {}

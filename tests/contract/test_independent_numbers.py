@@ -22,9 +22,7 @@ from workers.quantization.methods.bitsandbytes import quantization_config
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    return inspect_checkpoint(
-        tiny_llama(folder, hidden_size=256, intermediate_size=512, tie_word_embeddings=True)
-    )
+    return inspect_checkpoint(tiny_llama(folder, hidden_size=256, intermediate_size=512, tie_word_embeddings=True))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +85,7 @@ def test_perplexity_of_gguf_equals_llama_cpps_high_level_interface(
     _, output = quantize(checkpoint, {"type": "gguf", "quantization": quantization}, target, RecordingRun())
     card = prove(checkpoint, target, output, settings)
     # Flash attention is what llama.cpp chooses by itself here, this interface does not.
-    llama = Llama(
-        str(target / "model.gguf"), n_ctx=64, n_batch=64, flash_attn=True, logits_all=True, verbose=False
-    )
+    llama = Llama(str(target / "model.gguf"), n_ctx=64, n_batch=64, flash_attn=True, logits_all=True, verbose=False)
     total, count = 0.0, 0
     for window in load_sample(checkpoint, settings).windows:
         llama.reset()

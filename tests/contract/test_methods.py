@@ -62,9 +62,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def shared_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """One data folder for all recipes, so that the original is measured once."""
-    return Settings(
-        data_dir=tmp_path_factory.mktemp("data"), evaluation_context_length=64, evaluation_windows=2
-    )
+    return Settings(data_dir=tmp_path_factory.mktemp("data"), evaluation_context_length=64, evaluation_windows=2)
 
 
 def quantize(

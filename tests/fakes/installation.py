@@ -35,9 +35,7 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in settings.model_dump(mode="json").items()
         if value not in (None, [], ())
     }
-    texts = {
-        name: ":".join(value) if isinstance(value, list) else str(value) for name, value in values.items()
-    }
+    texts = {name: ":".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
     return os.environ | texts | {"PYTHONUNBUFFERED": "1"}
 
 
@@ -105,9 +103,7 @@ class Installation:
         """A worker process that has said what it can do."""
         process = self.start_worker(name)
         try:
-            wait_until(
-                lambda: any(row.pid == process.pid for row in self.workers.live()), "the worker arrives"
-            )
+            wait_until(lambda: any(row.pid == process.pid for row in self.workers.live()), "the worker arrives")
             yield process
         finally:
             end(process)

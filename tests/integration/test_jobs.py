@@ -31,9 +31,7 @@ def broker_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-def installation(
-    settings: Settings, database: Database, broker_url: str | None, model_folder: Path
-) -> Installation:
+def installation(settings: Settings, database: Database, broker_url: str | None, model_folder: Path) -> Installation:
     changed = settings.model_copy(
         update={"database_url": database.engine.url.render_as_string(hide_password=False), "broker_url": broker_url,
                 "source_roots": (model_folder,)}

@@ -83,9 +83,7 @@ def up_settings(settings: Settings, model_folder: Path) -> Settings:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [
-        process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    ]
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_from_job_to_chat_to_silence(up_settings: Settings) -> None:
@@ -115,9 +113,7 @@ def _chat(client: openai.OpenAI, model: str) -> None:
     assert whole.model == model
     assert whole.usage is not None
     assert 0 < whole.usage.completion_tokens <= 8
-    stream = client.chat.completions.create(
-        model=model, messages=messages, max_tokens=8, temperature=0, stream=True
-    )
+    stream = client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0, stream=True)
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert "".join(pieces) == (whole.choices[0].message.content or "")
 
@@ -179,9 +175,19 @@ def test_the_command_line_submits_and_follows(up_settings: Settings) -> None:
     with serve(up_settings) as server:
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "app.cli.main", "quantize", "tiny", "--method", "none", "--set", "dtype=fp16", "--wait"],
-            env=environment(up_settings) | {"BITMILL_URL": server.url}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "app.cli.main",
+                "quantize",
+                "tiny",
+                *"--method none --set dtype=fp16 --wait".split(),
+            ],
+            env=environment(up_settings) | {"BITMILL_URL": server.url},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "tiny:fp16"
         assert time.monotonic() - started < 120

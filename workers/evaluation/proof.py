@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from app.storage.checkpoints import Checkpoint
 
 from app.domain.artifacts import ArtifactFormat, QualityCard
 from app.domain.errors import QualityGateFailed
 from app.settings import Settings
+from app.storage.checkpoints import Checkpoint
 from workers.evaluation import sample as samples
 from workers.evaluation.metrics import (
     Floats,
@@ -55,9 +55,7 @@ def prove_artifact(
     return card
 
 
-def open_scorer(
-    artifact: Path, format_: ArtifactFormat, context_length: int
-) -> AbstractContextManager[Scorer]:
+def open_scorer(artifact: Path, format_: ArtifactFormat, context_length: int) -> AbstractContextManager[Scorer]:
     """Only the library that the format needs is imported."""
     if format_ is ArtifactFormat.GGUF:
         from workers.evaluation.scorers.gguf import GgufScorer
@@ -101,9 +99,7 @@ def _measure(scorer: Scorer, sample: Sample, reference: Reference, text: str, re
         nll.append(negative_log_likelihood(log_probs, targets))
         divergence.append(kl_divergence(original, log_probs))
         agreement.append(top1_agreement(original, log_probs))
-    return _card(
-        sample, reference, np.concatenate(nll), np.concatenate(divergence), np.concatenate(agreement), text
-    )
+    return _card(sample, reference, np.concatenate(nll), np.concatenate(divergence), np.concatenate(agreement), text)
 
 
 def _card(

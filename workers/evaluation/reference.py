@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from app.storage.checkpoints import Checkpoint
 
 from app.settings import Settings
+from app.storage.checkpoints import Checkpoint
 from workers.evaluation.metrics import Floats, PackedLogProbs, log_softmax, negative_log_likelihood
 from workers.evaluation.sample import Sample
 from workers.evaluation.scorers.safetensors import SafetensorsScorer

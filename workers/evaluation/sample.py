@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from app.storage.checkpoints import Checkpoint
 from transformers import AutoTokenizer
 
 from app.settings import Settings
+from app.storage.checkpoints import Checkpoint
 from workers.evaluation.windows import Tokens, cut
 
 NAME: Final = "builtin"

@@ -22,8 +22,7 @@ def cut(tokens: Tokens, *, length: int, limit: int, bos: int | None) -> list[Tok
     count = min(len(tokens) // length, limit)
     if count == 0:
         raise InvalidParameter(
-            f"the text has {len(tokens)} tokens, a window needs {length}; give more text or a shorter "
-            f"context_length"
+            f"the text has {len(tokens)} tokens, a window needs {length}; give more text or a shorter context_length"
         )
     windows = [tokens[start : start + length].copy() for start in range(0, count * length, length)]
     if bos is not None:

@@ -6,10 +6,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
-from app.storage.checkpoints import Checkpoint
-
 from app.domain.artifacts import QuantizationReport
 from app.domain.quantization.spec import MethodParams, MethodSpec
+from app.storage.checkpoints import Checkpoint
 
 P = TypeVar("P", bound=MethodParams)
 

@@ -39,9 +39,7 @@ def dispatcher() -> RecordingDispatcher:
 
 
 @pytest.fixture
-def client(
-    api_settings: Settings, sqlite_database: Database, dispatcher: RecordingDispatcher
-) -> Iterator[TestClient]:
+def client(api_settings: Settings, sqlite_database: Database, dispatcher: RecordingDispatcher) -> Iterator[TestClient]:
     with TestClient(create_app(api_settings, dispatcher=dispatcher), raise_server_exceptions=False) as client:
         yield client
 

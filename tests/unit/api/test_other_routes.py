@@ -75,9 +75,7 @@ def test_chat_with_an_unknown_model_is_not_found(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_a_missing_serving_host_is_said(
-    client: TestClient, sqlite_database: Database, api_settings: Settings
-) -> None:
+def test_a_missing_serving_host_is_said(client: TestClient, sqlite_database: Database, api_settings: Settings) -> None:
     add_artifact(sqlite_database, api_settings)
     answer = client.post("/v1/completions", json={"model": NAME, "prompt": "hi"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "serving_unavailable")

@@ -123,9 +123,7 @@ def test_an_architecture_without_converter_is_refused_before_queueing(client: Te
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_architecture")
 
 
-def test_a_full_disk_is_said_before_queueing(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_said_before_queueing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     service = client.app.state.jobs  # type: ignore[attr-defined]  # TestClient's app is a FastAPI
     service.settings = service.settings.model_copy(update={"min_free_disk_bytes": 10**18})
     answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}})
@@ -139,9 +137,7 @@ def test_no_worker_is_a_conflict_that_says_what_to_start(client: TestClient, add
     assert "bitmill worker" in answer.json()["error"]["message"]
 
 
-def test_a_method_that_no_worker_has_is_a_conflict_with_its_reason(
-    client: TestClient, add_worker: AddWorker
-) -> None:
+def test_a_method_that_no_worker_has_is_a_conflict_with_its_reason(client: TestClient, add_worker: AddWorker) -> None:
     add_worker(methods={"none": None, "gguf": "No module named 'llama_cpp'"})
     answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "gguf"}})
     # The architecture and the files are fine; only the worker is not.

@@ -12,11 +12,7 @@ from app.domain.http_status import status_of
 
 
 def _all_classes() -> list[type[BitmillError]]:
-    return [
-        value
-        for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, BitmillError)
-    ]
+    return [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, BitmillError)]
 
 
 def test_the_docstring_draws_every_class() -> None:

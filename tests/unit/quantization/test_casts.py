@@ -10,9 +10,7 @@ from workers.quantization.methods.none import cast
 
 
 def test_a_cast_rounds_to_the_target_type() -> None:
-    assert torch.equal(
-        cast("w", torch.tensor([1.0, 1.0009765]), torch.float16), torch.tensor([1.0, 1.001]).half()
-    )
+    assert torch.equal(cast("w", torch.tensor([1.0, 1.0009765]), torch.float16), torch.tensor([1.0, 1.001]).half())
 
 
 def test_integers_are_left_alone() -> None:

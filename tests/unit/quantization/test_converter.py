@@ -26,9 +26,7 @@ def test_rotating_pairs_after_interleaving_equals_rotating_halves_before() -> No
     low, high = vector[:2], vector[2:]
     halves = torch.cat([low * cos - high * sin, high * cos + low * sin])
     pairs = interleave_rotary_halves(vector, 1).reshape(2, 2)
-    rotated = torch.stack(
-        [pairs[:, 0] * cos - pairs[:, 1] * sin, pairs[:, 1] * cos + pairs[:, 0] * sin], dim=1
-    )
+    rotated = torch.stack([pairs[:, 0] * cos - pairs[:, 1] * sin, pairs[:, 1] * cos + pairs[:, 0] * sin], dim=1)
     assert torch.allclose(interleave_rotary_halves(halves, 1), rotated.flatten())
 
 

@@ -54,9 +54,7 @@ class GgufScorer:
         # The cache's types stay llama.cpp's defaults, so that figures equal llama-perplexity's.
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
-            raise QualityGateFailed(
-                "llama.cpp cannot create a context for the file; the job's log has its reason"
-            )
+            raise QualityGateFailed("llama.cpp cannot create a context for the file; the job's log has its reason")
         return context
 
     def logits(self, window: Tokens, positions: slice) -> Logits:
@@ -85,9 +83,7 @@ class GgufScorer:
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, False)
         if count < 0:
-            raise QualityGateFailed(
-                f"llama.cpp could not tokenize the sample: {-count} tokens for {room} places"
-            )
+            raise QualityGateFailed(f"llama.cpp could not tokenize the sample: {-count} tokens for {room} places")
         return np.array(tokens[:count], dtype=np.int64)
 
     def _forget(self) -> None:
@@ -111,7 +107,5 @@ class GgufScorer:
 
     def _logits_at(self, index: int) -> Logits:
         pointer = llama_cpp.llama_get_logits_ith(self._context, index)
-        array = np.ctypeslib.as_array(
-            ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self.vocabulary_size,)
-        )
+        array = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self.vocabulary_size,))
         return array.copy()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+
 from app.storage.checkpoints import Checkpoint, TensorInfo
 
 # https://github.com/huggingface/safetensors#format: the names of types in a file's header.

@@ -45,9 +45,7 @@ class CheckpointWriter:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         size = tensor.numel() * tensor.element_size()
-        if not self._shards or (
-            self._shards[-1].size and self._shards[-1].size + size > self.max_shard_bytes
-        ):
+        if not self._shards or (self._shards[-1].size and self._shards[-1].size + size > self.max_shard_bytes):
             self._open_shard()
         self._shards[-1].write(name, tensor, size)
         self.total_bytes += size

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from app.storage.checkpoints import Checkpoint, TensorInfo
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
 from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.errors import IncompatibleModel
+from app.storage.checkpoints import Checkpoint, TensorInfo
 from workers.quantization.base import JobRun
 from workers.quantization.checkpoints.reader import read_tensor
 from workers.quantization.gguf.vocabulary import read_vocabulary, write_vocabulary

@@ -68,7 +68,5 @@ def quantize_file(source: Path, target: Path, type_name: str, run: JobRun) -> No
 
 def _failure(type_name: str, reason: str) -> Exception:
     if "no space" in reason.lower():
-        return DiskFull(
-            f"llama.cpp found no room for {type_name}: {reason}; free disk space and submit again"
-        )
+        return DiskFull(f"llama.cpp found no room for {type_name}: {reason}; free disk space and submit again")
     return QuantizationFailed(f"llama.cpp could not quantize to {type_name}: {reason}")

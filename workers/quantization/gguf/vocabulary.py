@@ -43,9 +43,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     model = tokenizer["model"]
     if model.get("type") != "BPE":
-        raise UnsupportedArchitecture(
-            f"a {model.get('type')} tokenizer has no converter to GGUF", param="model"
-        )
+        raise UnsupportedArchitecture(f"a {model.get('type')} tokenizer has no converter to GGUF", param="model")
     tokens, types = _tokens(tokenizer, size)
     if model.get("byte_fallback"):
         prefix = _adds_space(tokenizer)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from app.storage.checkpoints import Checkpoint
 from bitsandbytes import functional
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.domain.artifacts import QuantizationReport
 from app.domain.errors import IncompatibleModel, UnsupportedArchitecture
 from app.domain.quantization.methods.bitsandbytes import SPEC, BitsAndBytesParams
+from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, QuantizationMethod
 from workers.quantization.checkpoints.reader import DTYPE_NAMES, copy_companions, read_tensors
 from workers.quantization.checkpoints.writer import CheckpointWriter, header_bound
@@ -32,9 +32,7 @@ Named = Iterator[tuple[str, torch.Tensor]]
 class BitsAndBytesMethod(QuantizationMethod[BitsAndBytesParams]):
     spec = SPEC
 
-    def quantize(
-        self, source: Checkpoint, target: Path, params: BitsAndBytesParams, run: JobRun
-    ) -> QuantizationReport:
+    def quantize(self, source: Checkpoint, target: Path, params: BitsAndBytesParams, run: JobRun) -> QuantizationReport:
         linears = linear_weights(source)
         types: Counter[str] = Counter()
         with CheckpointWriter(
@@ -43,9 +41,7 @@ class BitsAndBytesMethod(QuantizationMethod[BitsAndBytesParams]):
             for name, tensor, fraction in read_tensors(source):
                 run.report(fraction, f"quantizing to {params.quantization}")
                 chosen = name in linears
-                for part, value in (
-                    _quantized(name, tensor, params) if chosen else _kept(name, tensor, params)
-                ):
+                for part, value in _quantized(name, tensor, params) if chosen else _kept(name, tensor, params):
                     writer.write(part, value)
                 types[params.quantization.upper() if chosen else DTYPE_NAMES[value.dtype]] += 1
         _write_config(source, target, params)

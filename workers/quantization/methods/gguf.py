@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from app.storage.checkpoints import Checkpoint
 from gguf import GGUFReader
 
 from app.domain.artifacts import QuantizationReport
 from app.domain.quantization.methods.gguf import SPEC, GgufParams
+from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, QuantizationMethod
 from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type
 from workers.quantization.gguf.llama_quantize import quantize_file
@@ -26,9 +26,7 @@ class GgufMethod(QuantizationMethod[GgufParams]):
 
         llama_cpp.llama_backend_init()
 
-    def quantize(
-        self, source: Checkpoint, target: Path, params: GgufParams, run: JobRun
-    ) -> QuantizationReport:
+    def quantize(self, source: Checkpoint, target: Path, params: GgufParams, run: JobRun) -> QuantizationReport:
         final = target / MODEL_FILE
         if params.quantization in FILE_TYPES:
             convert(source, final, params.quantization, run)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from app.storage.checkpoints import Checkpoint
 
 from app.domain.artifacts import QuantizationReport
 from app.domain.errors import IncompatibleModel
 from app.domain.quantization.methods.none import SPEC, NoneParams
+from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, QuantizationMethod
 from workers.quantization.checkpoints.reader import DTYPE_NAMES, copy_companions, read_tensors
 from workers.quantization.checkpoints.writer import CheckpointWriter, header_bound
@@ -23,9 +23,7 @@ DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfl
 class NoneMethod(QuantizationMethod[NoneParams]):
     spec = SPEC
 
-    def quantize(
-        self, source: Checkpoint, target: Path, params: NoneParams, run: JobRun
-    ) -> QuantizationReport:
+    def quantize(self, source: Checkpoint, target: Path, params: NoneParams, run: JobRun) -> QuantizationReport:
         dtype = DTYPES[params.dtype]
         types: Counter[str] = Counter()
         bound = header_bound(list(source.tensors))
