@@ -181,7 +181,7 @@ def test_the_command_line_submits_and_follows(up_settings: Settings) -> None:
                 "app.cli.main",
                 "quantize",
                 "tiny",
-                *"--method none --set dtype=fp16 --wait".split(),
+                *["--method", "none", "--set", "dtype=fp16", "--wait"],
             ],
             env=environment(up_settings) | {"BITMILL_URL": server.url},
             capture_output=True,
