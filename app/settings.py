@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     max_shard_bytes: int = Field(
         default=4 * 1024**3, ge=1024, description="Size limit of one safetensors file of an artifact."
     )
+    stage_cache_bytes: int = Field(
+        default=50 * 1024**3,
+        ge=0,
+        description="What intermediate results that jobs share, such as converted models, may take on disk.",
+    )
     evaluation_context_length: int = Field(
         default=512, ge=8, description="Window, in tokens, in which the quality card's sample is scored."
     )

@@ -6,19 +6,19 @@ import logging
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
 from app.domain.quantization.catalog import parse_method
+from app.domain.quantization.spec import MethodParams
 from app.processes import die_with_parent
 from app.settings import Settings, get_settings
 from app.storage import artifacts
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from workers.child import Channel, Message
+from workers.job_run import Reporter, Run, inputs_of, read_calibration_documents
+from workers.stages import StageStore
 
 log = logging.getLogger("bitmill.job")
 
@@ -28,47 +28,33 @@ QUANTIZE = (0.1, 0.6)
 PROVE = (0.6, 1.0)
 
 
-@dataclass(frozen=True)
-class Run:
-    """The JobRun of this process: maps a part's own progress to the whole job's and sends it."""
-
-    channel: Channel
-    settings: Settings
-    span: tuple[float, float]
-
-    @property
-    def max_shard_bytes(self) -> int:
-        return self.settings.max_shard_bytes
-
-    def report(self, fraction: float, stage: str) -> None:
-        start, end = self.span
-        whole = start + (end - start) * min(max(fraction, 0.0), 1.0)
-        metrics = {"memory_bytes": psutil.Process().memory_info().rss}
-        self.channel.send({"kind": "progress", "fraction": whole, "stage": stage, "metrics": metrics})
-
-
 def quantize(task: Message, channel: Channel, settings: Settings) -> None:
-    """Resolves the source, waits for the word to go on, then quantizes."""
+    """Resolves the source and what else is read, waits for the word to go on, then quantizes."""
     from workers.sources.resolve import resolve
 
-    source = resolve(task["model"], settings, Run(channel, settings, RESOLVE).report)
-    channel.send({"kind": "resolved", **_describe(source.name, source.fingerprint, source.checkpoint)})
+    spec, params = parse_method(task["method"])
+    source = resolve(task["model"], settings, Reporter(channel, RESOLVE).report)
+    documents = read_calibration_documents(params.calibration_wanted(), settings)
+    inputs = inputs_of(params.calibration_wanted(), documents)
+    description = _describe(source.name, source.fingerprint, source.checkpoint)
+    channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
-    report = _quantize(task, source.checkpoint, Run(channel, settings, QUANTIZE))
+    stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
+    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents)
+    report = _quantize(run, params, Path(task["artifact"]))
     channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
 
 
-def _quantize(task: Message, checkpoint: Checkpoint, run: Run) -> Message:
+def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
     from workers.quantization.registry import load_method
 
-    spec, params = parse_method(task["method"])
-    spec.require_architecture(checkpoint.architecture)
-    target = Path(task["artifact"])
+    checkpoint = run.source.checkpoint
+    run.spec.require_architecture(checkpoint.architecture)
     target.mkdir()
-    needed = int(checkpoint.parameter_count * spec.bits(params) / 8)
+    needed = int(checkpoint.parameter_count * run.spec.bits(params) / 8)
     artifacts.require_free_disk(target, needed, run.settings.min_free_disk_bytes)
     run.report(0.0, "quantizing")
-    return load_method(spec.name).quantize(checkpoint, target, params, run).model_dump(mode="json")
+    return load_method(run.spec.name).quantize(checkpoint, target, params, run).model_dump(mode="json")
 
 
 def prove(task: Message, channel: Channel, settings: Settings) -> None:
@@ -76,12 +62,12 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
     from workers.evaluation.proof import prove_artifact
 
     source = channel.receive()["source"]
-    run = Run(channel, settings, PROVE)
+    reporter = Reporter(channel, PROVE)
     spec, _ = parse_method(task["method"])
     original = inspect_checkpoint(Path(source["path"]))
     staged = Path(task["artifact"])
-    card = prove_artifact(original, source["fingerprint"], staged, spec.output, settings, run.report)
-    run.report(1.0, "sealing")
+    card = prove_artifact(original, source["fingerprint"], staged, spec.output, settings, reporter.report)
+    reporter.report(1.0, "sealing")
     sha256 = artifacts.seal(staged)
     channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})
 

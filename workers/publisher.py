@@ -97,7 +97,7 @@ class Publisher:
 
 def _key(job: JobRow, source: Message) -> str:
     spec, _ = parse_method(job.method)
-    return artifact_key(source["fingerprint"], job.method, versions_of(spec.packages))
+    return artifact_key(source["fingerprint"], job.method, versions_of(spec.packages), source["inputs"])
 
 
 def _free_name(row: ArtifactRow, repository: ArtifactRepository) -> str:
@@ -134,6 +134,7 @@ def _quantized_row(job: JobRow, artifact_id: str, result: Result, size_bytes: in
         suffix=job.suffix, versions=versions_of(spec.packages), size_bytes=size_bytes,
         parameter_count=report.parameter_count, bits_per_weight=report.bits_per_weight,
         tensor_types=report.tensor_types, manifest_sha256=proof["manifest_sha256"],
+        calibration=report.calibration.model_dump(mode="json") if report.calibration else None,
         quality=QualityCard.model_validate(proof["card"]).model_dump(mode="json"),
         seconds=made["seconds"], peak_memory_bytes=made["peak_memory_bytes"], job_id=job.id,
         created_at=time.time(),

@@ -84,6 +84,7 @@ def model_view(row: ArtifactRow) -> dict[str, Any]:
             "parameter_count": row.parameter_count,
             "bits_per_weight": row.bits_per_weight,
             "tensor_types": row.tensor_types,
+            "calibration": row.calibration,
             "quality": row.quality,
             "seconds": row.seconds,
             "peak_memory_bytes": row.peak_memory_bytes,

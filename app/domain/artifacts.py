@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.domain.quantization.calibration import CalibrationRecord
+
 
 class ArtifactFormat(StrEnum):
     SAFETENSORS = "safetensors"
@@ -52,13 +54,19 @@ class QuantizationReport(BaseModel, frozen=True):
     tensor_types: dict[str, int]
     parameter_count: int
     weight_bytes: int
+    calibration: CalibrationRecord | None = None
 
     @property
     def bits_per_weight(self) -> float:
         return self.weight_bytes * 8 / self.parameter_count
 
 
-def artifact_key(source_fingerprint: str, method: dict[str, Any], versions: dict[str, str]) -> str:
-    """The content address of an artifact: the same inputs always give the same 64 hex digits."""
-    recipe = {"source": source_fingerprint, "method": method, "versions": versions}
+def artifact_key(
+    source_fingerprint: str, method: dict[str, Any], versions: dict[str, str], inputs: dict[str, str]
+) -> str:
+    """The content address of an artifact: the same inputs always give the same 64 hex digits.
+
+    `inputs` maps what else the method reads, such as calibration text, to its fingerprint.
+    """
+    recipe = {"source": source_fingerprint, "method": method, "versions": versions, "inputs": inputs}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

@@ -90,6 +90,7 @@ class ArtifactRow(Base):
     bits_per_weight: Mapped[float] = mapped_column(Float(53))
     tensor_types: Mapped[dict[str, int]] = mapped_column(JSON)
     manifest_sha256: Mapped[str] = mapped_column(String(64))
+    calibration: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     seconds: Mapped[float | None] = mapped_column(Float(53))
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)

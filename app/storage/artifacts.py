@@ -8,17 +8,27 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Protocol
 
 from app.domain.artifacts import ArtifactKind
 from app.domain.errors import DiskFull
-from app.persistence.tables import ArtifactRow
 from app.settings import Settings
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 8 * 1024**2
 
 
-def locate(row: ArtifactRow, settings: Settings) -> Path:
+class Stored(Protocol):
+    """What the store has to know of a model."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+def locate(row: Stored, settings: Settings) -> Path:
     """The folder that holds an artifact's files (`model.gguf`, or a Hugging Face checkpoint)."""
     if row.kind == ArtifactKind.BASE:
         return Path(row.path)

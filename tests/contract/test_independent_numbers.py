@@ -13,7 +13,7 @@ import torch
 from app.domain.quantization.catalog import parse_method
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
-from tests.contract.test_methods import RecordingRun, prove, quantize
+from tests.contract.test_methods import prove, quantize
 from tests.fakes.checkpoints import tiny_llama
 from workers.evaluation.sample import load_sample
 from workers.quantization.methods.bitsandbytes import quantization_config
@@ -41,7 +41,7 @@ def test_streamed_bitsandbytes_files_equal_save_pretrained(
     from transformers import AutoModelForCausalLM
 
     _, params = parse_method({"type": "bitsandbytes", **method})
-    quantize(checkpoint, {"type": "bitsandbytes", **method}, tmp_path / "ours", RecordingRun())
+    quantize(checkpoint, {"type": "bitsandbytes", **method}, tmp_path / "ours")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[params.compute_dtype]
     theirs = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, quantization_config=quantization_config(params), dtype=dtype, device_map="cpu"
@@ -62,7 +62,7 @@ def test_perplexity_of_safetensors_equals_transformers_own_loss(
     from transformers import AutoModelForCausalLM
 
     target = tmp_path / "artifact"
-    _, output = quantize(checkpoint, {"type": "none", "dtype": dtype}, target, RecordingRun())
+    _, output = quantize(checkpoint, {"type": "none", "dtype": dtype}, target)
     card = prove(checkpoint, target, output, settings)
     model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
     losses = []
@@ -82,7 +82,7 @@ def test_perplexity_of_gguf_equals_llama_cpps_high_level_interface(
     from llama_cpp import Llama
 
     target = tmp_path / "artifact"
-    _, output = quantize(checkpoint, {"type": "gguf", "quantization": quantization}, target, RecordingRun())
+    _, output = quantize(checkpoint, {"type": "gguf", "quantization": quantization}, target)
     card = prove(checkpoint, target, output, settings)
     # Flash attention is what llama.cpp chooses by itself here, this interface does not.
     llama = Llama(str(target / "model.gguf"), n_ctx=64, n_batch=64, flash_attn=True, logits_all=True, verbose=False)

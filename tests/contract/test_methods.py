@@ -12,6 +12,7 @@ from app.domain.quantization.catalog import CATALOG, parse_method
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama
+from tests.fakes.run import RecordingRun
 from workers.evaluation.proof import prove_artifact
 from workers.quantization.registry import load_method
 
@@ -42,17 +43,6 @@ MOST_DIVERGENCE = {
 }
 
 
-class RecordingRun:
-    """A JobRun that remembers what it was told."""
-
-    def __init__(self, max_shard_bytes: int = 10**9) -> None:
-        self.max_shard_bytes = max_shard_bytes
-        self.reports: list[tuple[float, str]] = []
-
-    def report(self, fraction: float, stage: str) -> None:
-        self.reports.append((fraction, stage))
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("tiny") / "model"
@@ -66,10 +56,11 @@ def shared_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def quantize(
-    checkpoint: Checkpoint, method: dict[str, Any], target: Path, run: RecordingRun
+    checkpoint: Checkpoint, method: dict[str, Any], target: Path, run: RecordingRun | None = None
 ) -> tuple[QuantizationReport, ArtifactFormat]:
     spec, params = parse_method(method)
     target.mkdir()
+    run = run or RecordingRun(checkpoint, target.parent / "stages")
     return load_method(spec.name).quantize(checkpoint, target, params, run), spec.output
 
 
@@ -85,7 +76,7 @@ def test_every_method_has_recipes() -> None:
 def test_a_method_makes_an_artifact_that_passes_the_gate(
     name: str, checkpoint: Checkpoint, shared_settings: Settings, tmp_path: Path
 ) -> None:
-    run = RecordingRun()
+    run = RecordingRun(checkpoint, tmp_path / "stages")
     report, output = quantize(checkpoint, RECIPES[name], tmp_path / "artifact", run)
     card = prove(checkpoint, tmp_path / "artifact", output, shared_settings)
     fractions = [fraction for fraction, _ in run.reports]
@@ -100,7 +91,7 @@ def test_a_method_makes_an_artifact_that_passes_the_gate(
 def test_fewer_bits_diverge_more(checkpoint: Checkpoint, shared_settings: Settings, tmp_path: Path) -> None:
     divergence = []
     for name in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q2_K"):
-        _, output = quantize(checkpoint, RECIPES[name], tmp_path / name, RecordingRun())
+        _, output = quantize(checkpoint, RECIPES[name], tmp_path / name)
         divergence.append(prove(checkpoint, tmp_path / name, output, shared_settings).kl_divergence.value)
     assert divergence == sorted(divergence)
 
@@ -110,8 +101,8 @@ def test_shards_keep_their_limit_and_have_an_index(name: str, checkpoint: Checkp
     from transformers import AutoModelForCausalLM
 
     limit = 400_000
-    quantize(checkpoint, RECIPES[name], tmp_path / "many", RecordingRun(limit))
-    quantize(checkpoint, RECIPES[name], tmp_path / "one", RecordingRun())
+    quantize(checkpoint, RECIPES[name], tmp_path / "many", RecordingRun(checkpoint, tmp_path / "stages", limit))
+    quantize(checkpoint, RECIPES[name], tmp_path / "one")
     shards = list((tmp_path / "many").glob("model-*.safetensors"))
     assert len(shards) > 1
     assert all(shard.stat().st_size < limit * 1.2 for shard in shards)

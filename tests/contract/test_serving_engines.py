@@ -26,9 +26,9 @@ from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
-from tests.contract.test_methods import RecordingRun
 from tests.fakes.checkpoints import tiny_llama, tiny_tokenizer
 from tests.fakes.installation import environment
+from tests.fakes.run import RecordingRun
 from workers.quantization.registry import load_method
 
 # Small models on every engine and precision, and one that can speak.
@@ -60,7 +60,9 @@ def served_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         folder = settings.artifacts_folder / name.replace(":", "-")
         folder.mkdir(parents=True)
         spec, params = parse_method(method)
-        load_method(spec.name).quantize(inspect_checkpoint(source), folder, params, RecordingRun())
+        checkpoint = inspect_checkpoint(source)
+        run = RecordingRun(checkpoint, settings.cache_folder)
+        load_method(spec.name).quantize(checkpoint, folder, params, run)
         add_model(database, name, ArtifactKind.QUANTIZED, spec.output, folder)
     speaking = settings.artifacts_folder / "smollm2"
     speaking.mkdir()

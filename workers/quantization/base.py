@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from app.domain.artifacts import QuantizationReport
+from app.domain.quantization.calibration import CalibrationParams
 from app.domain.quantization.spec import MethodParams, MethodSpec
 from app.storage.checkpoints import Checkpoint
 
+if TYPE_CHECKING:
+    from workers.calibration.windows import CalibrationSet
+
+Report = Callable[[float, str], None]
 P = TypeVar("P", bound=MethodParams)
 
 
@@ -22,6 +28,36 @@ class JobRun(Protocol):
 
     def report(self, fraction: float, stage: str) -> None:
         """Tells how much of the method's work is done, from 0 to 1, and what it is doing."""
+
+    def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
+        """Token windows for these parameters, which are those that `calibration_wanted` named.
+
+        The model may have to write them itself: `report` is told how far that is.
+        """
+
+    def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
+        """A folder that `build` filled, now or for an earlier job on the same source with the same recipe.
+
+        It is read-only and stays until this process ends.
+        """
+
+
+class Part:
+    """A JobRun for one part of the work, from `start` to `end`."""
+
+    def __init__(self, run: JobRun, start: float, end: float) -> None:
+        self._run = run
+        self._start = start
+        self._end = end
+        self.calibration = run.calibration
+        self.stage = run.stage
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return self._run.max_shard_bytes
+
+    def report(self, fraction: float, stage: str) -> None:
+        self._run.report(self._start + (self._end - self._start) * fraction, stage)
 
 
 class QuantizationMethod(ABC, Generic[P]):

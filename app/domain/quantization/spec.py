@@ -11,10 +11,15 @@ from pydantic import BaseModel
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import UnsupportedArchitecture
 from app.domain.hardware import Device
+from app.domain.quantization.calibration import CalibrationParams
 
 
 class MethodParams(BaseModel, extra="forbid", frozen=True):
     """Parameters of a method. Unknown names are refused; every field has a default or a reason."""
+
+    def calibration_wanted(self) -> CalibrationParams | None:
+        """The calibration data that the method will ask for with these parameters, if any."""
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

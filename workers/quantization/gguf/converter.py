@@ -96,9 +96,14 @@ def _write_rope(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
 
 
+def tensor_names(checkpoint: Checkpoint) -> TensorNameMap:
+    """From the checkpoint's tensor names to GGUF's."""
+    return get_tensor_name_map(MODEL_ARCH.LLAMA, checkpoint.config["num_hidden_layers"])
+
+
 def _plan(checkpoint: Checkpoint) -> list[tuple[str, TensorInfo]]:
     """GGUF name and source of each tensor, in the source's order."""
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, checkpoint.config["num_hidden_layers"])
+    names = tensor_names(checkpoint)
     ordered = sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[1].start))
     tied = bool(checkpoint.config.get("tie_word_embeddings"))
     plan = []

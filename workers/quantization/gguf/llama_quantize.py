@@ -12,6 +12,7 @@ from llama_cpp import llama_cpp
 
 from app.domain.errors import DiskFull, QuantizationFailed
 from workers.quantization.base import JobRun
+from workers.quantization.gguf.importance import Importance
 
 # "[  12/ 272]  blk.1.attn_k.weight …": one line per tensor.
 PROGRESS_LINE: Final = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
@@ -45,12 +46,15 @@ class LogReader:
         return "; ".join(failures or self.lines[-2:])
 
 
-def quantize_file(source: Path, target: Path, type_name: str, run: JobRun) -> None:
+def quantize_file(source: Path, target: Path, type_name: str, importance: Importance | None, run: JobRun) -> None:
     """Quantizes a GGUF file to the mix that llama.cpp calls `type_name`. Raises QuantizationFailed."""
     reader = LogReader(run, f"quantizing to {type_name}")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{type_name}")
     params.nthread = os.cpu_count() or 1
+    matrix = _as_array(importance or {})
+    if importance:
+        params.imatrix = ctypes.cast(matrix, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
 
     @llama_cpp.llama_log_callback
     def read_log(level: int, text: bytes, user_data: Any) -> None:
@@ -64,6 +68,16 @@ def quantize_file(source: Path, target: Path, type_name: str, run: JobRun) -> No
     if code != 0:
         target.unlink(missing_ok=True)
         raise _failure(type_name, reader.reason)
+
+
+def _as_array(importance: Importance) -> Any:
+    """A C array that ends with an entry without a name. It keeps the names and data that it points to alive."""
+    array = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(array, importance.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    return array
 
 
 def _failure(type_name: str, reason: str) -> Exception:

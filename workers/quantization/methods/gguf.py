@@ -1,4 +1,7 @@
-"""GGUF in two steps: our converter to an unquantized file, llama.cpp's quantizer to the rest."""
+"""GGUF in steps: our converter to an unquantized file, an importance matrix, llama.cpp's quantizer.
+
+The first two are shared by every job on the same model.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from gguf import GGUFReader
 from app.domain.artifacts import QuantizationReport
 from app.domain.quantization.methods.gguf import SPEC, GgufParams
 from app.storage.checkpoints import Checkpoint
-from workers.quantization.base import JobRun, QuantizationMethod
-from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type
+from workers.calibration.windows import CalibrationSet
+from workers.quantization.base import JobRun, Part, QuantizationMethod
+from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type, tensor_names
+from workers.quantization.gguf.importance import FILE, Importance, compute_importance, read_importance
 from workers.quantization.gguf.llama_quantize import quantize_file
 
 MODEL_FILE = "model.gguf"
@@ -30,27 +35,37 @@ class GgufMethod(QuantizationMethod[GgufParams]):
         final = target / MODEL_FILE
         if params.quantization in FILE_TYPES:
             convert(source, final, params.quantization, run)
-        else:
-            converted = target / "unquantized.gguf"
-            convert(source, converted, native_type(source), Half(run, 0.0))
-            quantize_file(converted, final, params.quantization, Half(run, 0.5))
-            converted.unlink()
-        return read_report(final)
+            return read_report(final)
+        converted = converted_file(source, Part(run, 0.0, 0.2))
+        wanted = params.calibration_wanted()
+        calibration = run.calibration(wanted, Part(run, 0.2, 0.3).report) if wanted else None
+        importance = importance_of(source, calibration, Part(run, 0.3, 0.6)) if calibration else None
+        quantize_file(converted, final, params.quantization, importance, Part(run, 0.6, 1.0))
+        record = calibration.record if calibration else None
+        return read_report(final).model_copy(update={"calibration": record})
 
 
-class Half:
-    """A JobRun for one half of the work."""
+def converted_file(source: Checkpoint, run: JobRun) -> Path:
+    """The model in GGUF, unquantized: one for all types."""
+    type_name = native_type(source)
 
-    def __init__(self, run: JobRun, start: float) -> None:
-        self._run = run
-        self._start = start
+    def build(folder: Path) -> None:
+        convert(source, folder / MODEL_FILE, type_name, run)
 
-    @property
-    def max_shard_bytes(self) -> int:
-        return self._run.max_shard_bytes
+    return run.stage("gguf", {"type": type_name}, build) / MODEL_FILE
 
-    def report(self, fraction: float, stage: str) -> None:
-        self._run.report(self._start + fraction / 2, stage)
+
+def importance_of(source: Checkpoint, calibration: CalibrationSet, run: JobRun) -> Importance:
+    """The importance matrix: one for all types that are calibrated alike."""
+    recipe = {"windows": calibration.record.sha256}
+
+    def build(folder: Path) -> None:
+        def report(fraction: float) -> None:
+            run.report(fraction, "computing the importance matrix")
+
+        compute_importance(source, calibration, tensor_names(source), folder / FILE, report)
+
+    return read_importance(run.stage("imatrix", recipe, build) / FILE)
 
 
 def read_report(path: Path) -> QuantizationReport:

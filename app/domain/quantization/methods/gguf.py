@@ -8,6 +8,7 @@ from pydantic import Field
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
+from app.domain.quantization.calibration import CalibrationParams
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 # Types that need no importance matrix, with llama.cpp's own bits per weight for a 7 B llama.
@@ -39,12 +40,28 @@ GgufType = Literal[
 ]  # fmt: skip
 
 
+# Types whose rounding errors an importance matrix weighs. Eight bits gain nothing from one.
+WEIGHED = frozenset(BITS) - {"F32", "F16", "BF16", "Q8_0"}
+
+
 class GgufParams(MethodParams):
     quantization: GgufType = Field(
         default="Q4_K_M",
         description="llama.cpp's name of the mix. A tensor whose rows the type cannot divide falls back to "
         "another type; the artifact's tensor_types tell what was really stored.",
     )
+    importance_matrix: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto weighs rounding errors by the inputs that calibration text causes, for types below "
+        "8 bits; none takes all columns for equal.",
+    )
+    calibration: CalibrationParams = Field(
+        default=CalibrationParams(), description="The text from which the importance matrix is computed."
+    )
+
+    def calibration_wanted(self) -> CalibrationParams | None:
+        wanted = self.importance_matrix == "auto" and self.quantization in WEIGHED
+        return self.calibration if wanted else None
 
 
 SPEC = MethodSpec(

@@ -1,0 +1,1 @@
+"""Calibration data: one component for every method that looks at activations."""

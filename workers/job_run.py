@@ -1,0 +1,86 @@
+"""What a job's process offers to the work inside it: progress, calibration data, shared stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from app.domain.quantization.calibration import SELF, CalibrationParams
+from app.domain.quantization.spec import MethodSpec
+from app.settings import Settings
+from workers.child import Channel
+from workers.sources.importing import Report
+from workers.sources.resolve import Source
+from workers.stages import StageStore
+from workers.versions import versions_of
+
+if TYPE_CHECKING:
+    from workers.calibration.texts import Document
+    from workers.calibration.windows import CalibrationSet
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Maps a part's own progress to the whole job's and sends it."""
+
+    channel: Channel
+    span: tuple[float, float]
+
+    def report(self, fraction: float, stage: str) -> None:
+        start, end = self.span
+        whole = start + (end - start) * min(max(fraction, 0.0), 1.0)
+        metrics = {"memory_bytes": psutil.Process().memory_info().rss}
+        self.channel.send({"kind": "progress", "fraction": whole, "stage": stage, "metrics": metrics})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The JobRun of one quantization."""
+
+    reporter: Reporter
+    settings: Settings
+    source: Source
+    spec: MethodSpec
+    stages: StageStore
+    documents: list[Document]
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return self.settings.max_shard_bytes
+
+    def report(self, fraction: float, stage: str) -> None:
+        self.reporter.report(fraction, stage)
+
+    def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
+        shared = {"source": self.source.fingerprint, "versions": versions_of(self.spec.packages)}
+        return self.stages.get(name, shared | recipe, build)
+
+    def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
+        from workers.calibration.loading import load_calibration
+
+        return load_calibration(self.source.checkpoint, params, self.documents, report)
+
+
+def read_calibration_documents(params: CalibrationParams | None, settings: Settings) -> list[Document]:
+    """What a method will be calibrated with; nothing where it needs none or where the model writes it itself.
+
+    Raises HubUnreachable, InvalidParameter or NotFound.
+    """
+    if params is None or params.dataset == SELF:
+        return []
+    from workers.calibration.texts import read_documents
+
+    return read_documents(params.dataset)
+
+
+def inputs_of(params: CalibrationParams | None, documents: list[Document]) -> dict[str, str]:
+    """Fingerprints of what a method reads beside the model, for the artifact's content address."""
+    if params is None:
+        return {}
+    from workers.calibration.texts import fingerprint
+
+    return {"calibration": SELF if params.dataset == SELF else fingerprint(documents)}
