@@ -7,12 +7,15 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidParameter, UnknownMethod
-from app.domain.quantization.methods import bitsandbytes, gguf, none
+from app.domain.quantization.methods import bitsandbytes, fp4, fp8, gguf, int8, none
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 CATALOG: Final[dict[str, MethodSpec]] = {
     "none": none.SPEC,
     "bitsandbytes": bitsandbytes.SPEC,
+    "fp8": fp8.SPEC,
+    "fp4": fp4.SPEC,
+    "int8": int8.SPEC,
     "gguf": gguf.SPEC,
 }
 
