@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         return self.data_folder / "staging"
 
     @property
+    def checkpoints_folder(self) -> Path:
+        """What long jobs keep between attempts, in a folder per job."""
+        return self.data_folder / "checkpoints"
+
+    @property
     def sources_folder(self) -> Path:
         """Imported originals: downloads from the hub and unpacked demo models."""
         return self.data_folder / "sources"

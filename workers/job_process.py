@@ -40,7 +40,7 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
     stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
-    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents)
+    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents, Path(task["checkpoints"]))
     report = _quantize(run, params, Path(task["artifact"]))
     channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
 
@@ -50,6 +50,7 @@ def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
 
     checkpoint = run.source.checkpoint
     run.spec.require_architecture(checkpoint.architecture)
+    run.spec.require_groups(params, {name: info.shape for name, info in checkpoint.tensors.items()})
     target.mkdir()
     needed = int(checkpoint.parameter_count * run.spec.bits(params) / 8)
     artifacts.require_free_disk(target, needed, run.settings.min_free_disk_bytes)

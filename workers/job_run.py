@@ -47,6 +47,7 @@ class Run:
     spec: MethodSpec
     stages: StageStore
     documents: list[Document]
+    checkpoints: Path
 
     @property
     def max_shard_bytes(self) -> int:

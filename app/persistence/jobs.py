@@ -26,9 +26,12 @@ class JobRepository:
         self.session.flush()
         self.add_event(job.id, "state", "The job is queued.", {"status": JobState.QUEUED})
 
+    def find(self, job_id: str) -> JobRow | None:
+        return self.session.get(JobRow, job_id, populate_existing=True)
+
     def get(self, job_id: str) -> JobRow:
         """Raises JobNotFound."""
-        row = self.session.get(JobRow, job_id, populate_existing=True)
+        row = self.find(job_id)
         if row is None:
             raise JobNotFound(f"no job {job_id!r}; GET /v1/quantization/jobs lists them", param="id")
         return row

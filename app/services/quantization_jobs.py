@@ -78,6 +78,7 @@ class QuantizationJobService:
             return
         checkpoint = inspect_checkpoint(folder)
         spec.require_architecture(checkpoint.architecture)
+        spec.require_groups(params, {name: info.shape for name, info in checkpoint.tensors.items()})
         needed = int(checkpoint.parameter_count * spec.bits(params) / 8)
         require_free_disk(self.settings.artifacts_folder, needed, self.settings.min_free_disk_bytes)
 

@@ -17,6 +17,7 @@ from tests.fakes.run import RecordingRun
 from workers.evaluation.proof import prove_artifact
 from workers.quantization.registry import load_method
 
+FEW = {"samples": 8, "sequence_length": 64}
 RECIPES: dict[str, dict[str, Any]] = {
     "fp32": {"type": "none", "dtype": "fp32"},
     "fp16": {"type": "none", "dtype": "fp16"},
@@ -35,6 +36,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "nvfp4": {"type": "fp4", "format": "nvfp4"},
     "mxfp4": {"type": "fp4", "format": "mxfp4"},
     "int8-w8a8": {"type": "int8"},
+    "gptq-4": {"type": "gptq", "group_size": 64, "calibration": FEW},
+    "gptq-8-row": {"type": "gptq", "bits": 8, "group_size": -1, "activation_order": True, "calibration": FEW},
+    "gptq-mixed": {
+        "type": "gptq",
+        "symmetric": False,
+        "group_size": 32,
+        "overrides": {"down_proj": {"bits": 8}, r"layers\.1\.self_attn": {"skip": True}},
+        "calibration": FEW,
+    },
+    "awq-4": {"type": "awq", "group_size": 64, "calibration": FEW},
 } | {
     name: {"type": "gguf", "quantization": name}
     for name in (

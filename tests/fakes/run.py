@@ -22,6 +22,7 @@ class RecordingRun:
         self.source = source
         self.max_shard_bytes = max_shard_bytes
         self.stages = StageStore(folder, 10**12)
+        self.checkpoints = folder / "checkpoints"
         self.reports: list[tuple[float, str]] = []
         self.built: list[str] = []
 

@@ -26,6 +26,10 @@ class JobRun(Protocol):
     def max_shard_bytes(self) -> int:
         """Size limit of one safetensors file."""
 
+    @property
+    def checkpoints(self) -> Path:
+        """A folder that outlives a lost attempt, for a library that can go on from where it was."""
+
     def report(self, fraction: float, stage: str) -> None:
         """Tells how much of the method's work is done, from 0 to 1, and what it is doing."""
 
@@ -55,6 +59,10 @@ class Part:
     @property
     def max_shard_bytes(self) -> int:
         return self._run.max_shard_bytes
+
+    @property
+    def checkpoints(self) -> Path:
+        return self._run.checkpoints
 
     def report(self, fraction: float, stage: str) -> None:
         self._run.report(self._start + (self._end - self._start) * fraction, stage)

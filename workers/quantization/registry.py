@@ -13,6 +13,8 @@ REGISTRY: Final[dict[str, str]] = {
     "fp8": "workers.quantization.methods.fp8:Fp8Method",
     "fp4": "workers.quantization.methods.fp4:Fp4Method",
     "int8": "workers.quantization.methods.int8:Int8Method",
+    "gptq": "workers.quantization.methods.gptq:GptqMethod",
+    "awq": "workers.quantization.methods.awq:AwqMethod",
     "gguf": "workers.quantization.methods.gguf:GgufMethod",
 }
 

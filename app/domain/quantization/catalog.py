@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidParameter, UnknownMethod
-from app.domain.quantization.methods import bitsandbytes, fp4, fp8, gguf, int8, none
+from app.domain.quantization.methods import awq, bitsandbytes, fp4, fp8, gguf, gptq, int8, none
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 CATALOG: Final[dict[str, MethodSpec]] = {
@@ -16,6 +16,8 @@ CATALOG: Final[dict[str, MethodSpec]] = {
     "fp8": fp8.SPEC,
     "fp4": fp4.SPEC,
     "int8": int8.SPEC,
+    "gptq": gptq.SPEC,
+    "awq": awq.SPEC,
     "gguf": gguf.SPEC,
 }
 

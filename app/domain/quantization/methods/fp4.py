@@ -32,5 +32,6 @@ SPEC = MethodSpec(
     label=lambda params: params.format,
     bits=lambda params: BITS[params.format],
     packages=("compressed-tensors", "torch", "transformers"),
+    group_size=lambda params: {"nvfp4": 16, "mxfp4": 32}[params.format],
     streams=True,
 )
