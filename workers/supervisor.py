@@ -129,6 +129,7 @@ class Supervisor:
             "step": step,
             "model": job.model,
             "method": job.method,
+            "gate": job.gate,
             "artifact": str(attempt.staging / "artifact"),
             "checkpoints": str(self.settings.checkpoints_folder / job.id),
         }

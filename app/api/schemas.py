@@ -6,11 +6,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.domain.artifacts import Gate
 from app.domain.jobs import JobState, public_status
 from app.persistence.tables import ArtifactRow, JobEventRow, JobRow, WorkerRow
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class QualityOptions(BaseModel, extra="forbid"):
+    gate: Gate = Field(
+        default=Gate.ON,
+        description="on fails a job whose artifact is far worse than its method explains; off only measures.",
+    )
 
 
 class CreateQuantizationJob(BaseModel, extra="forbid"):
@@ -24,6 +32,7 @@ class CreateQuantizationJob(BaseModel, extra="forbid"):
     suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = Field(
         default=None, description="Ends the new model's name."
     )
+    quality: QualityOptions = Field(default_factory=QualityOptions)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
 
 
@@ -39,6 +48,7 @@ def job_view(row: JobRow) -> dict[str, Any]:
         "model": row.model,
         "method": row.method,
         "suffix": row.suffix,
+        "quality_gate": row.gate,
         "progress": {"fraction": row.fraction, "stage": row.stage, "eta_seconds": row.eta_seconds},
         "quantized_model": row.quantized_model,
         "reused": row.reused,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -93,15 +94,18 @@ def migrate() -> None:
 @click.option("--method", default="gguf", show_default=True, help="Method; `bitmill methods` lists them.")
 @click.option(
     "--set", "parameters", multiple=True, metavar="NAME=VALUE",
-    help="A parameter of the method, such as quantization=Q5_K_M. Repeatable.",
+    help="A parameter of the method, such as quantization=Q5_K_M or calibration.samples=64. Repeatable.",
 )  # fmt: skip
 @click.option("--suffix", help="Ends the new model's name.")
+@click.option("--gate", type=click.Choice(["on", "off"]), default="on", help="off keeps an artifact of poor quality.")
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
-def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, wait: bool) -> None:
+def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool) -> None:
     """Submit a quantization job for MODEL."""
-    values = dict(_parse_parameter(text) for text in parameters)
+    values: dict[str, Any] = {}
+    for text in parameters:
+        _set_parameter(values, text)
     with _client() as client:
-        job = client.submit(model, {"type": method, **values}, suffix=suffix)
+        job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate)
         click.echo(job["id"])
         if wait:
             _wait(client, job["id"])
@@ -116,12 +120,18 @@ def _wait(client: BitmillClient, job_id: str) -> None:
     click.echo(job["quantized_model"])
 
 
-def _parse_parameter(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
+def _set_parameter(values: dict[str, Any], text: str) -> None:
+    """Reads NAME=VALUE; the value is JSON or else text, and a dot in the name leads into an object."""
+    path, separator, value = text.partition("=")
     if not separator:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    known: dict[str, Any] = {"true": True, "false": False}
-    return name, known.get(value.lower(), int(value) if value.isdecimal() else value)
+    *parents, name = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    try:
+        values[name] = json.loads(value)
+    except ValueError:
+        values[name] = value
 
 
 @cli.group()

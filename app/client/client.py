@@ -37,9 +37,9 @@ class BitmillClient:
     ) -> None:
         self._http.close()
 
-    def submit(self, model: str, method: Json, *, suffix: str | None = None) -> Json:
+    def submit(self, model: str, method: Json, *, suffix: str | None = None, gate: str = "on") -> Json:
         """POST /v1/quantization/jobs. Raises RequestFailed."""
-        body = {"model": model, "method": method} | ({"suffix": suffix} if suffix else {})
+        body = {"model": model, "method": method, "quality": {"gate": gate}} | ({"suffix": suffix} if suffix else {})
         return self._request("POST", "/v1/quantization/jobs", json=body)
 
     def job(self, job_id: str) -> Json:

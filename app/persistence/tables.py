@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from app.domain.artifacts import Gate
+
 # SQLite gives automatic numbers to INTEGER PRIMARY KEY only.
 AutoId = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -37,6 +39,7 @@ class JobRow(Base):
     model: Mapped[str] = mapped_column(String(512), index=True)
     method: Mapped[dict[str, Any]] = mapped_column(JSON)
     suffix: Mapped[str | None] = mapped_column(String(64))
+    gate: Mapped[str] = mapped_column(String(8), default=Gate.ON, server_default=Gate.ON)
     # `metadata` is taken by SQLAlchemy's declarative base.
     user_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[float] = mapped_column(Float(53))

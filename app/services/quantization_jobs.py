@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.domain.artifacts import Gate
 from app.domain.errors import IllegalTransition, InvalidParameter
 from app.domain.jobs import FINAL_STATES, JobState, new_id
 from app.domain.model_names import parse_model_name
@@ -36,6 +37,7 @@ class NewJob:
     model: str
     method: dict[str, Any]
     suffix: str | None = None
+    gate: Gate = Gate.ON
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,6 +67,7 @@ class QuantizationJobService:
             model=new.model,
             method=dump_method(spec, params),
             suffix=new.suffix,
+            gate=new.gate,
             user_metadata=new.metadata,
             created_at=time.time(),
             dispatched_at=time.time(),

@@ -54,5 +54,7 @@ def _invalid_parameter(name: str, spec: MethodSpec, error: ValidationError) -> I
     if first["type"] == "extra_forbidden":
         known = ", ".join(spec.params.model_fields) or "none"
         return InvalidParameter(f"method {name!r} has no parameter {field!r}; it has {known}", param=param)
+    if first["type"] == "value_error":  # one of our own, which says it all
+        return InvalidParameter(f"{param}: {first['ctx']['error']}", param=param)
     given = f", not {first['input']!r}" if field else ""
     return InvalidParameter(f"{param}: {first['msg']}{given}", param=param)
