@@ -81,6 +81,10 @@ class Settings(BaseSettings):
         ge=0,
         description="What intermediate results that jobs share, such as converted models, may take on disk.",
     )
+    max_upload_bytes: int = Field(default=50 * 1024**3, ge=1, description="Size limit of one uploaded file.")
+    max_unpacked_bytes: int = Field(
+        default=200 * 1024**3, ge=1, description="Size limit of what one uploaded archive unpacks to."
+    )
     evaluation_context_length: int = Field(
         default=512, ge=8, description="Window, in tokens, in which the quality card's sample is scored."
     )
@@ -135,8 +139,13 @@ class Settings(BaseSettings):
 
     @property
     def sources_folder(self) -> Path:
-        """Imported originals: downloads from the hub and unpacked demo models."""
+        """Imported originals: downloads from the hub, unpacked archives and GGUF files."""
         return self.data_folder / "sources"
+
+    @property
+    def files_folder(self) -> Path:
+        """Uploaded files, each under its id."""
+        return self.data_folder / "files"
 
     @property
     def cache_folder(self) -> Path:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from app.domain.artifacts import Gate
 from app.domain.jobs import JobState, public_status
-from app.persistence.tables import ArtifactRow, JobEventRow, JobRow, WorkerRow
+from app.persistence.tables import ArtifactRow, FileRow, JobEventRow, JobRow, WorkerRow
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -23,7 +23,8 @@ class QualityOptions(BaseModel, extra="forbid"):
 
 class CreateQuantizationJob(BaseModel, extra="forbid"):
     model: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
-        description="org/name[@revision] on the hub, a folder under the source roots, or demo/…"
+        description="org/name[@revision] on the hub, a folder or .gguf file under the source roots, the id of an "
+        "uploaded file, or demo/…"
     )
     method: dict[str, Any] = Field(
         description="The method's `type` and its parameters; GET /v1/quantization/methods has their schemas.",
@@ -102,6 +103,20 @@ def model_view(row: ArtifactRow) -> dict[str, Any]:
             "versions": row.versions,
             "job": row.job_id,
         },
+    }
+
+
+def file_view(row: FileRow) -> dict[str, Any]:
+    """OpenAI's file object, with what Bitmill knows beside it."""
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.size_bytes,
+        "created_at": int(row.created_at),
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "bitmill": {"sha256": row.sha256},
     }
 
 

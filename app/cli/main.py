@@ -15,6 +15,7 @@ from rich.console import Console
 import app
 from app.cli import demo as demonstration
 from app.cli import launch, tables
+from app.cli.files import files
 from app.cli.progress import follow_job
 from app.client import BitmillClient, RequestFailed
 from app.settings import get_settings
@@ -46,8 +47,10 @@ def _client() -> BitmillClient:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(app.__version__, prog_name="bitmill")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Quantize language models as durable jobs, measure what it cost, serve the result."""
+    context.obj = _client  # for the groups in files of their own
 
 
 @cli.command()
@@ -169,6 +172,9 @@ def cancel_job(job_id: str) -> None:
     """End a job."""
     with _client() as client:
         click.echo(f"{job_id} {client.cancel(job_id)['status']}")
+
+
+cli.add_command(files)
 
 
 @cli.command()

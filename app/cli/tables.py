@@ -47,6 +47,13 @@ def models(rows: list[Json]) -> Table:
     return table
 
 
+def files(rows: list[Json]) -> Table:
+    table = Table("id", "file", "purpose", "size", "uploaded")
+    for row in rows:
+        table.add_row(row["id"], row["filename"], row["purpose"], size(row["bytes"]), moment(row["created_at"]))
+    return table
+
+
 def workers(rows: list[Json]) -> Table:
     table = Table("worker", "queues", "processor", "memory", "GPUs", "works on")
     for row in rows:

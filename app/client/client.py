@@ -1,9 +1,10 @@
-"""A thin client for what OpenAI's own client has no words for: quantization jobs, methods, workers."""
+"""A thin client for what OpenAI's own client has no words for: quantization jobs, methods, workers; and for uploads."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -73,6 +74,20 @@ class BitmillClient:
 
     def delete_model(self, name: str) -> Json:
         return self._request("DELETE", f"/v1/models/{quote(name, safe='')}")
+
+    def upload_file(self, path: Path, purpose: str) -> Json:
+        """POST /v1/files, read from the disk as it is sent. Raises RequestFailed."""
+        # The server answers after the whole file is safely on its disk, which may take minutes.
+        timeout = httpx.Timeout(60, read=None)
+        with path.open("rb") as file:
+            form = {"files": {"file": (path.name, file)}, "data": {"purpose": purpose}}
+            return self._request("POST", "/v1/files", timeout=timeout, **form)
+
+    def files(self, *, purpose: str | None = None, limit: int = 100) -> list[Json]:
+        return self._list("/v1/files", params={"limit": limit} | ({"purpose": purpose} if purpose else {}))
+
+    def delete_file(self, file_id: str) -> Json:
+        return self._request("DELETE", f"/v1/files/{file_id}")
 
     def workers(self) -> list[Json]:
         return self._list("/v1/workers")

@@ -101,6 +101,18 @@ class ArtifactRow(Base):
     created_at: Mapped[float] = mapped_column(Float(53))
 
 
+class FileRow(Base):
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float(53))
+
+
 class WorkerRow(Base):
     __tablename__ = "workers"
 
