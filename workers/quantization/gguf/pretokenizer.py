@@ -1,4 +1,4 @@
-"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does.
+"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does, and the other way round.
 
 llama.cpp knows pre-tokenizers by name and keeps their regular expressions in its code. The name is found
 from the rules that the tokenizer itself states; one that is not listed here is refused, since a wrong guess
@@ -20,12 +20,29 @@ LLAMA3_PATTERN: Final = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_PATTERN: Final = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+# What llama.cpp does for files that name no rule; each pattern splits what the one before left.
+DEFAULT_PATTERNS: Final = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
 
 KNOWN: Final[dict[Rule, str]] = {
     ("ByteLevel+regex",): "gpt-2",
     ("Digits:individual", "ByteLevel+regex"): "smollm",
     (f"Split:{LLAMA3_PATTERN}", "ByteLevel"): "llama-bpe",
     (f"Split:{QWEN2_PATTERN}", "ByteLevel"): "qwen2",
+    (*(f"Split:{pattern}" for pattern in DEFAULT_PATTERNS), "ByteLevel"): "default",
+}
+# Other names in llama.cpp for the same rules.
+ALIASES: Final = {
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "falcon3": "llama-bpe",
+    "pixtral": "llama-bpe",
+    "phi-2": "gpt-2",
+    "deepseek-r1-qwen": "qwen2",
 }
 
 
@@ -42,6 +59,34 @@ def llama_cpp_name(tokenizer: dict[str, Any]) -> str:
             param="model",
         )
     return name
+
+
+def canonical_name(name: str) -> str:
+    """The name in KNOWN of the rule that llama.cpp has under `name`. Raises UnsupportedArchitecture."""
+    found = ALIASES.get(name, name)
+    if found not in KNOWN.values():
+        raise UnsupportedArchitecture(
+            f"the GGUF file's tokenizer.ggml.pre is {name!r}, a rule that is not known here; give the original "
+            f"checkpoint. Known are {', '.join(sorted([*KNOWN.values(), *ALIASES]))}",
+            param="model",
+        )
+    return found
+
+
+def pre_tokenizer_of(name: str) -> dict[str, Any]:
+    """The `pre_tokenizer` entry of a tokenizer.json that splits text as llama.cpp does under a name in KNOWN."""
+    rules = next(rules for rules, known in KNOWN.items() if known == name)
+    return {"type": "Sequence", "pretokenizers": [_step(rule) for rule in rules]}
+
+
+def _step(rule: str) -> dict[str, Any]:
+    """The inverse of `_rule`, for the rules in KNOWN."""
+    kind, _, detail = rule.partition(":")
+    if kind == "Split":
+        return {"type": "Split", "pattern": {"Regex": detail}, "behavior": "Isolated", "invert": False}
+    if kind == "Digits":
+        return {"type": "Digits", "individual_digits": True}
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": rule != "ByteLevel"}
 
 
 def _rules(pre_tokenizer: dict[str, Any] | None) -> Rule:
