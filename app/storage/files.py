@@ -8,17 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 from uuid import uuid4
 
 from app.domain.errors import DiskFull, UploadTooLarge
-from app.persistence.tables import FileRow
 from app.settings import Settings
 
 PARTIAL_SUFFIX: Final = ".partial"
 
 
-def locate(row: FileRow, settings: Settings) -> Path:
+class Stored(Protocol):
+    """What the store has to know of a file."""
+
+    @property
+    def id(self) -> str: ...
+
+
+def locate(row: Stored, settings: Settings) -> Path:
     """Where an uploaded file's content lies."""
     return settings.files_folder / row.id
 
@@ -61,7 +67,7 @@ class StagedFile:
             while rest:
                 rest = rest[self._file.write(rest) :]
 
-    def publish(self, row: FileRow) -> Path:
+    def publish(self, row: Stored) -> Path:
         """Puts the whole file under its row's id, safely on disk. Raises DiskFull."""
         with _full_disk_told():
             os.fsync(self._file.fileno())
