@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from app.domain.quantization.calibration import SELF, CalibrationParams
+from app.domain.files import FilePurpose
+from app.domain.quantization.calibration import SELF, UPLOAD, CalibrationParams
 from app.domain.quantization.spec import MethodSpec
 from app.settings import Settings
 from workers.child import Channel
 from workers.sources.importing import Report
 from workers.sources.resolve import Source
 from workers.stages import StageStore
+from workers.uploads import find_upload
 from workers.versions import versions_of
 
 if TYPE_CHECKING:
@@ -73,8 +75,11 @@ def read_calibration_documents(params: CalibrationParams | None, settings: Setti
     """
     if params is None or params.dataset == SELF:
         return []
-    from workers.calibration.texts import read_documents
+    from workers.calibration.texts import read_documents, read_file
 
+    if UPLOAD.fullmatch(params.dataset):
+        row, path = find_upload(params.dataset, FilePurpose.CALIBRATION, settings, param="method.calibration.dataset")
+        return read_file(path, row.filename)
     return read_documents(params.dataset)
 
 

@@ -44,12 +44,12 @@ def clean_filename(text: str) -> str:
     return name
 
 
-def require_model_purpose(file_id: str, purpose: str) -> None:
-    """Raises InvalidParameter for a file that was not uploaded as a model."""
-    if purpose != FilePurpose.MODEL:
+def require_purpose(file_id: str, purpose: str, wanted: FilePurpose, *, param: str) -> None:
+    """Raises InvalidParameter for a file that was uploaded for something else than what `param` names it for."""
+    if purpose != wanted:
         raise InvalidParameter(
-            f"file {file_id!r} was uploaded with purpose {purpose!r}; upload it again with purpose 'model'",
-            param="model",
+            f"file {file_id!r} was uploaded with purpose {purpose!r}; upload it again with purpose {wanted.value!r}",
+            param=param,
         )
 
 

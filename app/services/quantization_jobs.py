@@ -10,7 +10,7 @@ from typing import Any
 
 from app.domain.artifacts import Gate
 from app.domain.errors import IllegalTransition, InvalidParameter
-from app.domain.files import require_model_purpose, uploads_in
+from app.domain.files import FilePurpose, require_purpose, uploads_in
 from app.domain.jobs import FINAL_STATES, JobState, new_id
 from app.domain.model_names import ModelName, SourceKind, parse_model_name
 from app.domain.quantization.catalog import dump_method, parse_method
@@ -95,7 +95,7 @@ class QuantizationJobService:
             return locate_local(name, self.settings)
         with self.database.reading() as session:
             file = FileRepository(session).get(name.name, param="model")
-        require_model_purpose(file.id, file.purpose)
+        require_purpose(file.id, file.purpose, FilePurpose.MODEL, param="model")
         folder = imported_folder(file.sha256, self.settings)
         return folder if folder.is_dir() else None
 

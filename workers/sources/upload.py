@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.domain.files import require_model_purpose
+from app.domain.files import FilePurpose
 from app.domain.model_names import ModelName
 from app.persistence.tables import FileRow
 from app.settings import Settings
@@ -22,8 +22,7 @@ def import_upload(name: ModelName, settings: Settings, report: Report) -> Path:
     Raises FileNotFound, InvalidParameter for a file of another purpose, UnsafeArchive, PickleCheckpoint,
     SourceNotFound, CorruptCheckpoint, IncompatibleModel, UnsupportedArchitecture, InsufficientMemory or DiskFull.
     """
-    row, content = find_upload(name.name, settings, param="model")
-    require_model_purpose(row.id, row.purpose)
+    row, content = find_upload(name.name, FilePurpose.MODEL, settings, param="model")
 
     def fill(folder: Path) -> None:
         _unpack(row, content, folder, settings, report)

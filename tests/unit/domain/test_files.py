@@ -8,7 +8,7 @@ from app.domain.files import (
     clean_filename,
     parse_purpose,
     require_fitting_name,
-    require_model_purpose,
+    require_purpose,
     uploads_in,
 )
 
@@ -45,9 +45,10 @@ def test_only_models_need_a_known_format() -> None:
 
 
 def test_a_file_of_another_purpose_is_no_model() -> None:
-    require_model_purpose(ID, "model")
-    with pytest.raises(InvalidParameter, match="purpose 'evaluation'"):
-        require_model_purpose(ID, "evaluation")
+    require_purpose(ID, "model", FilePurpose.MODEL, param="model")
+    with pytest.raises(InvalidParameter, match=r"purpose 'evaluation'.*purpose 'model'") as caught:
+        require_purpose(ID, "evaluation", FilePurpose.MODEL, param="model")
+    assert caught.value.param == "model"
 
 
 def test_uploads_are_found_however_deep_in_a_method() -> None:
