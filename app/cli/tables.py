@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 Json = dict[str, Any]
 
@@ -48,7 +48,7 @@ def models(rows: list[Json]) -> Table:
 
 
 def files(rows: list[Json]) -> Table:
-    table = Table("id", "file", "purpose", "size", "uploaded")
+    table = Table(Column("id", no_wrap=True), "file", "purpose", "size", "uploaded")  # an id is there to be copied
     for row in rows:
         table.add_row(row["id"], row["filename"], row["purpose"], size(row["bytes"]), moment(row["created_at"]))
     return table
