@@ -36,6 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "nvfp4": {"type": "fp4", "format": "nvfp4"},
     "mxfp4": {"type": "fp4", "format": "mxfp4"},
     "int8-w8a8": {"type": "int8"},
+    "int8-smooth": {"type": "int8", "smoothing": 0.5, "calibration": FEW},
+    "int8-smooth-gptq": {"type": "int8", "smoothing": 0.8, "algorithm": "gptq", "calibration": FEW},
     "gptq-4": {"type": "gptq", "group_size": 64, "calibration": FEW},
     "gptq-8-row": {"type": "gptq", "bits": 8, "group_size": -1, "activation_order": True, "calibration": FEW},
     "gptq-mixed": {

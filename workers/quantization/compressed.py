@@ -53,12 +53,12 @@ def stream_compressed(
         parts = compress(module, tensor.to(dtype), scheme)
         return Stored(type_name, [(f"{module}.{part}", value) for part, value in parts.items()])
 
-    conversion = Conversion(f"quantizing to {type_name}", convert, _part_names)
+    conversion = Conversion(f"quantizing to {type_name}", convert, part_names)
     entry = configuration(scheme, linears.skipped)
     return stream(source, target, conversion, {**dtype_entry(dtype), "quantization_config": entry}, run)
 
 
-def _part_names(name: str) -> list[str]:
+def part_names(name: str) -> list[str]:
     return [name, *(name.removesuffix("weight") + part for part in PARTS)]
 
 

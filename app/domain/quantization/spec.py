@@ -63,8 +63,8 @@ class MethodSpec:
             if group and is_matrix and shape[1] % group and not any(key in name for key in skipped):
                 raise IncompatibleModel(
                     f"{name} has rows of {shape[1]} weights, which groups of {group} do not divide; "
-                    f"{_remedy(shape[1], group)}",
-                    param="method.group_size",
+                    f"{_remedy(params, shape[1], group)}",
+                    param="method.group_size" if _has_group_size(params) else "method",
                 )
 
     def require_architecture(self, architecture: str) -> None:
@@ -77,6 +77,12 @@ class MethodSpec:
             )
 
 
-def _remedy(row: int, group: int) -> str:
+def _has_group_size(params: MethodParams) -> bool:
+    return "group_size" in type(params).model_fields
+
+
+def _remedy(params: MethodParams, row: int, group: int) -> str:
     fitting = next((size for size in (128, 64, 32, 16) if size < group and row % size == 0), None)
-    return f"choose group_size {fitting}" if fitting else "choose a method with scales per channel, such as fp8"
+    if _has_group_size(params) and fitting:
+        return f"choose group_size {fitting}"
+    return "choose scales per channel, as fp8 and int8 have by default"

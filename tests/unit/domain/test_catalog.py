@@ -114,6 +114,7 @@ def test_values_out_of_range_are_refused_with_what_would_do(method: dict[str, ob
     [
         ({"type": "gptq"}, "choose group_size 64"),
         ({"type": "awq", "group_size": 128}, "choose group_size 64"),
+        ({"type": "fp8", "granularity": "block"}, "choose scales per channel"),
         ({"type": "gptq", "group_size": 64}, None),
         ({"type": "gptq", "group_size": -1}, None),
         ({"type": "fp4", "format": "mxfp4"}, None),

@@ -50,5 +50,6 @@ SPEC = MethodSpec(
     label=_label,
     bits=lambda params: 8.1,
     packages=("compressed-tensors", "torchao", "torch", "transformers"),
+    group_size=lambda params: 128 if params.granularity == "block" else None,
     streams=True,
 )
