@@ -57,6 +57,8 @@ def quantize_packed(
 
     `config` is gptqmodel's. A resumable run keeps a checkpoint of every layer and goes on from the last.
     """
+    # The other way of packing would compile C++ here and now, for which servers need have no compiler.
+    config.pack_impl = "original"
     config.offload_to_disk_path = str(target.parent / "offload")
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     run.report(0.0, "loading the model")
