@@ -32,12 +32,21 @@ from tests.fakes.run import RecordingRun
 from workers.quantization.registry import load_method
 
 # Small models on every engine and precision, and one that can speak.
+FEW = {"samples": 8, "sequence_length": 64}
 METHODS: dict[str, dict[str, Any]] = {
     "tiny:bf16": {"type": "none", "dtype": "bf16"},
     "tiny:fp16": {"type": "none", "dtype": "fp16"},
     "tiny:int8": {"type": "bitsandbytes", "quantization": "int8"},
     "tiny:nf4": {"type": "bitsandbytes", "quantization": "nf4"},
     "tiny:fp4": {"type": "bitsandbytes", "quantization": "fp4"},
+    "tiny:fp8": {"type": "fp8"},
+    "tiny:fp8-e5m2": {"type": "fp8", "format": "e5m2", "activations": "none"},
+    "tiny:int8-w8a8": {"type": "int8"},
+    "tiny:nvfp4": {"type": "fp4", "format": "nvfp4"},
+    "tiny:mxfp4": {"type": "fp4", "format": "mxfp4"},
+    "tiny:gptq": {"type": "gptq", "group_size": 64, "calibration": FEW},
+    "tiny:gptq-mixed": {"type": "gptq", "group_size": 64, "overrides": {"mlp": {"bits": 8}}, "calibration": FEW},
+    "tiny:awq": {"type": "awq", "group_size": 64, "calibration": FEW},
     "tiny:Q8_0": {"type": "gguf", "quantization": "Q8_0"},
 }
 BASE = "org/tiny"
