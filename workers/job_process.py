@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -115,6 +116,8 @@ def as_bitmill_error(error: Exception) -> BitmillError:
 def main(descriptor: int, parent_pid: int) -> None:
     die_with_parent(parent_pid)
     settings = get_settings()
+    # Read by the hub's libraries when they are imported.
+    os.environ["HF_ENDPOINT"] = settings.hub_endpoint
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     channel = Channel(descriptor)
     task = channel.receive()

@@ -14,8 +14,6 @@ from app.domain.quantization.calibration import SELF, UPLOAD, CalibrationParams
 from app.domain.quantization.spec import MethodSpec
 from app.settings import Settings
 from workers.child import Channel
-from workers.sources.importing import Report
-from workers.sources.resolve import Source
 from workers.stages import StageStore
 from workers.uploads import find_upload
 from workers.versions import versions_of
@@ -23,6 +21,8 @@ from workers.versions import versions_of
 if TYPE_CHECKING:
     from workers.calibration.texts import Document
     from workers.calibration.windows import CalibrationSet
+    from workers.sources.importing import Report
+    from workers.sources.resolve import Source
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_calibration_documents(params: CalibrationParams | None, settings: Setti
     if UPLOAD.fullmatch(params.dataset):
         row, path = find_upload(params.dataset, FilePurpose.CALIBRATION, settings, param="method.calibration.dataset")
         return read_file(path, row.filename)
-    return read_documents(params.dataset)
+    return read_documents(params.dataset, settings)
 
 
 def inputs_of(params: CalibrationParams | None, documents: list[Document]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.quantization.calibration import CalibrationParams
+from app.settings import Settings
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.loading import load_calibration
 from workers.calibration.texts import read_documents
@@ -30,7 +31,7 @@ class RecordingRun:
         self.reports.append((fraction, stage))
 
     def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
-        return load_calibration(self.source, params, read_documents(params.dataset), report)
+        return load_calibration(self.source, params, read_documents(params.dataset, Settings()), report)
 
     def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         def build_and_note(folder: Path) -> None:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx2  # the HTTP library of huggingface_hub: what its calls raise when nobody answers
+
 from app.domain.errors import HubUnreachable, InvalidParameter
+from app.settings import Settings
 
 # A conversation is a list of {"role", "content"} messages, for the model's chat template.
 Document = str | list[dict[str, str]]
@@ -38,13 +41,13 @@ HUB_DATASETS: Final = {
 }
 
 
-def read_documents(dataset: str) -> list[Document]:
+def read_documents(dataset: str, settings: Settings) -> list[Document]:
     """The documents of a named data set. Raises HubUnreachable."""
     if dataset == "builtin":
         return [BUILTIN.read_text(encoding="utf-8")]
     if dataset == "python-docs":
         return _python_docs()
-    return _from_hub(dataset, HUB_DATASETS[dataset])
+    return _from_hub(dataset, HUB_DATASETS[dataset], settings)
 
 
 def read_file(path: Path, name: str) -> list[Document]:
@@ -74,14 +77,18 @@ def _python_docs() -> list[Document]:
     return [text for _, text in sorted(topics.items())]
 
 
-def _from_hub(dataset: str, source: HubDataset) -> list[Document]:
+def _from_hub(dataset: str, source: HubDataset, settings: Settings) -> list[Document]:
     from datasets import load_dataset
+    from huggingface_hub import HfApi
 
     try:
+        # The library tries again and again for half a minute; this asks once, and says what is wrong.
+        api = HfApi(endpoint=settings.hub_endpoint, token=settings.hub_token or False)
+        api.dataset_info(source.path, timeout=settings.hub_timeout_seconds)
         records = load_dataset(source.path, source.name, split=source.split, streaming=True)
         return _within_limit(source.read(record) for record in records.take(STREAMED_DOCUMENTS))
-    # The library raises its own, the hub's and the HTTP library's errors, which share no other base.
-    except (OSError, RuntimeError, ValueError) as error:
+    # Both libraries raise their own and the HTTP library's errors, which share no other base.
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubUnreachable(
             f"the data set {source.path!r} could not be read from the hub ({type(error).__name__}: {error}); "
             f"check the network, or use the dataset 'builtin', 'python-docs' or 'self' instead of {dataset!r}",

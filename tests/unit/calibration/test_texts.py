@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from app.domain.errors import HubUnreachable, InvalidParameter
 from app.domain.quantization.calibration import CalibrationParams
+from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama
 from workers.calibration.loading import load_calibration
@@ -22,10 +23,10 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["builtin", "python-docs"])
-def test_what_needs_no_network_is_there(name: str) -> None:
-    documents = read_documents(name)
+def test_what_needs_no_network_is_there(name: str, settings: Settings) -> None:
+    documents = read_documents(name, settings)
     assert sum(len(document) for document in documents) > 50_000
-    assert fingerprint(documents) == fingerprint(read_documents(name))
+    assert fingerprint(documents) == fingerprint(read_documents(name, settings))
 
 
 def test_jsonl_may_hold_text_pairs_and_conversations(tmp_path: Path) -> None:
@@ -53,14 +54,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_file(path, "mill.txt")
 
 
-def test_a_hub_that_nobody_answers_for_is_an_error_that_names_what_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("the network is down")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+def test_a_hub_that_nobody_answers_for_fails_soon_and_names_what_needs_none(settings: Settings) -> None:
+    started = time.monotonic()
     with pytest.raises(HubUnreachable, match="'builtin', 'python-docs' or 'self'"):
-        read_documents("wikitext2")
+        read_documents("wikitext2", settings.model_copy(update={"hub_endpoint": "http://127.0.0.1:9"}))
+    assert time.monotonic() - started < 10
 
 
 def test_a_model_can_write_its_own_text(tmp_path: Path) -> None:
