@@ -9,6 +9,7 @@ import pytest
 
 from app.domain.artifacts import ArtifactFormat, QualityCard, QuantizationReport
 from app.domain.quantization.catalog import CATALOG, parse_method
+from app.domain.quantization.methods.gguf import BITS
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama
@@ -24,13 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "nf4": {"type": "bitsandbytes", "quantization": "nf4"},
     "nf4-dq": {"type": "bitsandbytes", "quantization": "nf4", "double_quant": True},
     "fp4": {"type": "bitsandbytes", "quantization": "fp4"},
-} | {
-    name: {"type": "gguf", "quantization": name}
-    for name in (
-        "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
-        "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
-    )
-}  # fmt: skip
+} | {name: {"type": "gguf", "quantization": name} for name in BITS}
 # Mean KL divergence, in nats, that the type's rounding explains on this random model.
 MOST_DIVERGENCE = {
     "fp32": 1e-4,
@@ -40,6 +35,10 @@ MOST_DIVERGENCE = {
     "F16": 1e-3,
     "BF16": 1e-3,
     "Q8_0": 1e-3,
+    # For models trained in such weights; any other loses most of what it was.
+    "TQ1_0": 1.0,
+    "TQ2_0": 1.0,
+    "Q1_0": 1.0,
 }
 
 
@@ -53,6 +52,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def shared_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """One data folder for all recipes, so that the original is measured once."""
     return Settings(data_dir=tmp_path_factory.mktemp("data"), evaluation_context_length=64, evaluation_windows=2)
+
+
+@pytest.fixture(scope="module")
+def shared_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One stage store for all recipes, so that the model is converted and calibrated once."""
+    return tmp_path_factory.mktemp("stages")
 
 
 def quantize(
@@ -74,9 +79,9 @@ def test_every_method_has_recipes() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_method_makes_an_artifact_that_passes_the_gate(
-    name: str, checkpoint: Checkpoint, shared_settings: Settings, tmp_path: Path
+    name: str, checkpoint: Checkpoint, shared_settings: Settings, shared_stages: Path, tmp_path: Path
 ) -> None:
-    run = RecordingRun(checkpoint, tmp_path / "stages")
+    run = RecordingRun(checkpoint, shared_stages)
     report, output = quantize(checkpoint, RECIPES[name], tmp_path / "artifact", run)
     card = prove(checkpoint, tmp_path / "artifact", output, shared_settings)
     fractions = [fraction for fraction, _ in run.reports]

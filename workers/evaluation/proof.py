@@ -12,6 +12,7 @@ import numpy as np
 from app.domain.artifacts import ArtifactFormat, QualityCard
 from app.domain.errors import QualityGateFailed
 from app.settings import Settings
+from app.storage.artifacts import gguf_file
 from app.storage.checkpoints import Checkpoint
 from workers.evaluation import sample as samples
 from workers.evaluation.metrics import (
@@ -60,7 +61,10 @@ def open_scorer(artifact: Path, format_: ArtifactFormat, context_length: int) ->
     if format_ is ArtifactFormat.GGUF:
         from workers.evaluation.scorers.gguf import GgufScorer
 
-        return GgufScorer(artifact / "model.gguf", context_length)
+        found = gguf_file(artifact)
+        if found is None:
+            raise QualityGateFailed("the artifact's folder holds no GGUF file; submit the job again")
+        return GgufScorer(found, context_length)
     from workers.evaluation.scorers.safetensors import SafetensorsScorer
 
     return SafetensorsScorer(artifact)

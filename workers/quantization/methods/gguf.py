@@ -11,13 +11,18 @@ from pathlib import Path
 from gguf import GGUFReader
 
 from app.domain.artifacts import QuantizationReport
+from app.domain.errors import NotFound
+from app.domain.quantization.calibration import CalibrationRecord
 from app.domain.quantization.methods.gguf import SPEC, GgufParams
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.windows import CalibrationSet
 from workers.quantization.base import JobRun, Part, QuantizationMethod
 from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type, tensor_names
-from workers.quantization.gguf.importance import FILE, Importance, compute_importance, read_importance
-from workers.quantization.gguf.llama_quantize import quantize_file
+from workers.quantization.gguf.importance import FILE, compute_importance
+from workers.quantization.gguf.importance_files import Importance, read_importance
+from workers.quantization.gguf.llama_quantize import Recipe, quantize_file
+from workers.quantization.gguf.overrides import match_tensors
+from workers.quantization.gguf.splitting import split_file
 
 MODEL_FILE = "model.gguf"
 
@@ -33,16 +38,48 @@ class GgufMethod(QuantizationMethod[GgufParams]):
 
     def quantize(self, source: Checkpoint, target: Path, params: GgufParams, run: JobRun) -> QuantizationReport:
         final = target / MODEL_FILE
-        if params.quantization in FILE_TYPES:
-            convert(source, final, params.quantization, run)
-            return read_report(final)
-        converted = converted_file(source, Part(run, 0.0, 0.2))
-        wanted = params.calibration_wanted()
-        calibration = run.calibration(wanted, Part(run, 0.2, 0.3).report) if wanted else None
-        importance = importance_of(source, calibration, Part(run, 0.3, 0.6)) if calibration else None
-        quantize_file(converted, final, params.quantization, importance, Part(run, 0.6, 1.0))
-        record = calibration.record if calibration else None
-        return read_report(final).model_copy(update={"calibration": record})
+        record = _write(source, final, params, Part(run, 0.0, 0.95))
+        files = split_file(final, params.split_bytes, Part(run, 0.95, 1.0)) if params.split_bytes else [final]
+        return read_report(files).model_copy(update={"calibration": record})
+
+
+def _write(source: Checkpoint, final: Path, params: GgufParams, run: JobRun) -> CalibrationRecord | None:
+    if params.quantization in FILE_TYPES and not params.overrides_types:
+        convert(source, final, params.quantization, run)
+        return None
+    converted = converted_file(source, Part(run, 0.0, 0.2))
+    recipe = recipe_of(params, converted)
+    importance, record = _importance(source, params, Part(run, 0.2, 0.6))
+    quantize_file(converted, final, recipe, importance, Part(run, 0.6, 1.0))
+    return record
+
+
+def recipe_of(params: GgufParams, converted: Path) -> Recipe:
+    """The parameters in terms of the converted file's tensors. Raises InvalidParameter."""
+    # llama.cpp quantizes matrices only, and leaves vectors as they are.
+    matrices = (tensor.name for tensor in GGUFReader(converted).tensors if len(tensor.shape) > 1)
+    chosen = match_tensors(params.tensor_types, matrices)
+    return Recipe(params.quantization, params.output_type, params.embedding_type, chosen)
+
+
+def _importance(
+    source: Checkpoint, params: GgufParams, run: JobRun
+) -> tuple[Importance | None, CalibrationRecord | None]:
+    if params.importance_matrix not in ("auto", "none"):
+        return uploaded_importance(params.importance_matrix), None
+    wanted = params.calibration_wanted()
+    if wanted is None:
+        return None, None
+    calibration = run.calibration(wanted, Part(run, 0.0, 0.25).report)
+    return importance_of(source, calibration, Part(run, 0.25, 1.0)), calibration.record
+
+
+def uploaded_importance(file_id: str) -> Importance:
+    """Raises NotFound where the installation has no such file."""
+    raise NotFound(
+        f"there is no uploaded file {file_id!r}; upload it again or set importance_matrix to 'auto'",
+        param="method.importance_matrix",
+    )
 
 
 def converted_file(source: Checkpoint, run: JobRun) -> Path:
@@ -68,9 +105,9 @@ def importance_of(source: Checkpoint, calibration: CalibrationSet, run: JobRun) 
     return read_importance(run.stage("imatrix", recipe, build) / FILE)
 
 
-def read_report(path: Path) -> QuantizationReport:
-    """Counts what a GGUF file really holds: llama.cpp falls back where a type does not fit."""
-    tensors = GGUFReader(path).tensors
+def read_report(files: list[Path]) -> QuantizationReport:
+    """Counts what a model's files really hold: llama.cpp falls back where a type does not fit."""
+    tensors = [tensor for file in files for tensor in GGUFReader(file).tensors]
     return QuantizationReport(
         tensor_types=dict(Counter(tensor.tensor_type.name for tensor in tensors)),
         parameter_count=sum(int(tensor.n_elements) for tensor in tensors),
