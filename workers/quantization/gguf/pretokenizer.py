@@ -21,20 +21,36 @@ LLAMA3_PATTERN: Final = (
 )
 QWEN2_PATTERN: Final = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 
-KNOWN: Final[dict[Rule, str]] = {
-    ("ByteLevel+regex",): "gpt-2",
-    ("Digits:individual", "ByteLevel+regex"): "smollm",
-    (f"Split:{LLAMA3_PATTERN}", "ByteLevel"): "llama-bpe",
-    (f"Split:{QWEN2_PATTERN}", "ByteLevel"): "qwen2",
+_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SUFFIX: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+TEKKEN_PATTERN: Final = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}" + _REST
+)
+O200K_PATTERN: Final = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}|\p{{N}}{{1,3}}"
+    + _REST
+)
+
+# By the splitting rule, and whether a piece that is a token as a whole is taken without merging.
+KNOWN: Final[dict[tuple[Rule, bool], str]] = {
+    (("ByteLevel+regex",), False): "gpt-2",
+    (("Digits:individual", "ByteLevel+regex"), False): "smollm",
+    ((f"Split:{LLAMA3_PATTERN}", "ByteLevel"), True): "llama-bpe",
+    ((f"Split:{LLAMA3_PATTERN}", "ByteLevel"), False): "dbrx",
+    ((f"Split:{QWEN2_PATTERN}", "ByteLevel"), False): "qwen2",
+    ((f"Split:{TEKKEN_PATTERN}", "ByteLevel"), True): "tekken",
+    ((f"Split:{O200K_PATTERN}", "ByteLevel"), False): "gpt-4o",
 }
 
 
 def llama_cpp_name(tokenizer: dict[str, Any]) -> str:
     """The name for the tokenizer.json given as a dict. Raises UnsupportedArchitecture."""
-    rules = _rules(tokenizer.get("pre_tokenizer"))
-    name = KNOWN.get(rules)
+    whole = bool(tokenizer["model"].get("ignore_merges"))
+    name = KNOWN.get((_rules(tokenizer.get("pre_tokenizer")), whole))
     if name is None:
-        text = json.dumps(tokenizer.get("pre_tokenizer"), sort_keys=True)
+        text = json.dumps([tokenizer.get("pre_tokenizer"), {"ignore_merges": whole}], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         raise UnsupportedArchitecture(
             f"the tokenizer splits text by a rule that no known llama.cpp pre-tokenizer has ({digest}: "

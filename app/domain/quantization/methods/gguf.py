@@ -66,6 +66,15 @@ EdgeTensorType = Annotated[
 TENSORS_NEED_MATRIX: Final = frozenset({"IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 
 
+# What the built-in converter knows. A test holds it equal to the converter's own table.
+ARCHITECTURES: Final = frozenset(
+    {
+        "Gemma2ForCausalLM", "Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM",
+        "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
+    }
+)  # fmt: skip
+
+
 class GgufParams(MethodParams):
     quantization: GgufType = Field(
         default="Q4_K_M",
@@ -159,5 +168,5 @@ SPEC = MethodSpec(
     label=_label,
     bits=lambda params: BITS[params.quantization],
     packages=("gguf", "llama-cpp-python"),
-    architectures=frozenset({"LlamaForCausalLM", "MistralForCausalLM"}),
+    architectures=ARCHITECTURES,
 )
