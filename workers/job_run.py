@@ -52,6 +52,10 @@ class Run:
     def max_shard_bytes(self) -> int:
         return self.settings.max_shard_bytes
 
+    @property
+    def gguf_converter(self) -> str | None:
+        return self.settings.gguf_converter
+
     def report(self, fraction: float, stage: str) -> None:
         self.reporter.report(fraction, stage)
 

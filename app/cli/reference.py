@@ -50,7 +50,8 @@ def _method_section(spec: MethodSpec) -> list[str]:
     devices = " or ".join(sorted(device.value.upper() for device in spec.devices))
     lines = [f"## `{spec.name}`", "", f"{spec.summary}. Writes {spec.output.value}; runs on a {devices}.", ""]
     if spec.architectures:
-        lines += [f"Architectures: {', '.join(sorted(spec.architectures))}.", ""]
+        others = f" Others need the setting `BITMILL_{spec.widened_by.upper()}`." if spec.widened_by else ""
+        lines += [f"Architectures: {', '.join(sorted(spec.architectures))}.{others}", ""]
     lines += ["| parameter | values | default | meaning |", "| --- | --- | --- | --- |"]
     return [*lines, *_parameter_rows(spec.params.model_json_schema()), ""]
 

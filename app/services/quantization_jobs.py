@@ -77,7 +77,7 @@ class QuantizationJobService:
         if folder is None:
             return
         checkpoint = inspect_checkpoint(folder)
-        spec.require_architecture(checkpoint.architecture)
+        spec.require_architecture(checkpoint.architecture, widened=self.settings.is_given(spec.widened_by))
         needed = int(checkpoint.parameter_count * spec.bits(params) / 8)
         require_free_disk(self.settings.artifacts_folder, needed, self.settings.min_free_disk_bytes)
 

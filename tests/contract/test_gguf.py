@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from app.domain.errors import InvalidParameter, NotFound, QuantizationFailed
+from app.domain.errors import InvalidParameter, NotFound, QuantizationFailed, UnsupportedArchitecture
 from app.domain.quantization.methods.gguf import EdgeTensorType, TensorType
 from app.settings import Settings
 from app.storage.artifacts import gguf_file
@@ -150,6 +153,36 @@ def test_a_missing_importance_is_told_in_llama_cpps_words(
     source = converted_file(checkpoint, run)
     with pytest.raises(QuantizationFailed, match="requires an imatrix"):
         quantize_file(source, tmp_path / "made.gguf", Recipe("IQ2_XS"), None, run)
+
+
+CONVERTER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from app.storage.checkpoints import inspect_checkpoint
+from tests.fakes.run import RecordingRun
+from workers.quantization.gguf.converter import convert
+checkpoint = replace(inspect_checkpoint(Path(sys.argv[1])), architecture="LlamaForCausalLM")
+convert(checkpoint, Path(sys.argv[2]), "BF16", RecordingRun(checkpoint, Path("unused")))
+"""
+
+
+def test_another_programs_conversion_is_quantized_and_proven(
+    checkpoint: Checkpoint, settings: Settings, tmp_path: Path
+) -> None:
+    """The program is our own converter, behind the back of a method that does not know the architecture."""
+    copy = shutil.copytree(checkpoint.path, tmp_path / "model")
+    text = (copy / "config.json").read_text().replace("LlamaForCausalLM", "UnheardOfForCausalLM")
+    (copy / "config.json").write_text(text)
+    unknown = inspect_checkpoint(copy)
+    method = {"type": "gguf", "quantization": "IQ3_XXS"}
+    with pytest.raises(UnsupportedArchitecture, match=r"UnheardOfForCausalLM.*BITMILL_GGUF_CONVERTER"):
+        quantize(unknown, method, tmp_path / "refused", RecordingRun(unknown, tmp_path / "stages"))
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(CONVERTER)} {{source}} {{target}}"
+    run = RecordingRun(unknown, tmp_path / "stages", gguf_converter=command)
+    _, output = quantize(unknown, method, tmp_path / "made", run)
+    assert run.built == ["gguf", "imatrix"]
+    assert prove(unknown, tmp_path / "made", output, settings).kl_divergence.value < 0.05
 
 
 def test_an_unknown_upload_is_not_found(checkpoint: Checkpoint, run: RecordingRun, tmp_path: Path) -> None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp import llama_cpp
 
 from app.domain.artifacts import ArtifactFormat
-from app.domain.errors import IncompatibleModel
+from app.domain.errors import IncompatibleModel, QualityGateFailed
 from app.domain.quantization.methods.gguf import ARCHITECTURES
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
+from tests.contract.test_methods import prove
 from tests.fakes.checkpoints import TEXT
 from tests.fakes.models import tiny_model
 from tests.fakes.run import RecordingRun
 from tests.fakes.tokenizers import STYLES
-from workers.evaluation.proof import prove_artifact
 from workers.evaluation.scorers.gguf import GgufScorer
 from workers.evaluation.scorers.safetensors import SafetensorsScorer
 from workers.quantization.gguf.converter import convert
 from workers.quantization.gguf.families import FAMILIES
+from workers.quantization.gguf.vocabulary import end_tokens
 
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -104,14 +107,47 @@ def test_text_is_cut_and_ended_alike(style: str, tmp_path: Path) -> None:
     with GgufScorer(target, CONTEXT) as scorer:
         for text in texts:
             assert scorer.tokenize(text).tolist() == tokenizer.encode(text, add_special_tokens=False), text
+        assert llama_cpp.llama_vocab_get_add_bos(scorer._vocab) == STYLES[style].adds_bos
+        assert scorer.goes_on_after(frozenset(tokenizer.convert_tokens_to_ids(list(STYLES[style].stop)))) == frozenset()
+        assert not scorer.lacks_template(tokenizer.chat_template)
+
+
+def test_an_end_that_llama_cpp_does_not_know_fails_the_gate(settings: Settings, tmp_path: Path) -> None:
+    """Four ordinary tokens end a generation; a GGUF file has room for three."""
+    source, target = converted("LlamaForCausalLM", tmp_path, style="gpt2")
+    generation = {"eos_token_id": [2, 300, 301, 302]}
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    checkpoint = inspect_checkpoint(source)
+    convert(checkpoint, target, "F32", RecordingRun(checkpoint, tmp_path / "stages"))
+    with pytest.raises(QualityGateFailed, match=r"at token 302 \('.+'\)"):
+        prove(inspect_checkpoint(source), target.parent, ArtifactFormat.GGUF, settings)
+
+
+def test_another_chat_template_fails_the_gate(settings: Settings, tmp_path: Path) -> None:
+    source, target = converted("LlamaForCausalLM", tmp_path)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(QualityGateFailed, match="does not hold the original's chat template"):
+        prove(inspect_checkpoint(source), target.parent, ArtifactFormat.GGUF, settings)
+
+
+@pytest.mark.parametrize(
+    ("eos", "stop", "expected"),
+    [
+        (1, [1], {"eos": 1}),
+        (1, [0, 2, 1], {"eos": 1, "eot": 2, "eom": 0}),
+        (None, [2, 0], {"eos": 2, "eot": 0}),
+        (1, [0, 2, 3, 99], {"eos": 1, "eot": 2, "eom": 0}),
+        (None, [], {}),
+    ],
+)
+def test_the_end_of_a_turn_has_its_own_place(eos: int | None, stop: list[int], expected: dict[str, int]) -> None:
+    assert end_tokens(["<|end_of_text|>", "</s>", "<end_of_turn>", "x"], eos, stop) == expected
 
 
 @pytest.mark.parametrize("architecture", sorted(FAMILIES))
 def test_every_architecture_passes_the_gate(architecture: str, settings: Settings, tmp_path: Path) -> None:
     source, target = converted(architecture, tmp_path, dtype="bfloat16", file_type="BF16")
-    card = prove_artifact(
-        inspect_checkpoint(source), "f" * 64, target.parent, ArtifactFormat.GGUF, settings, lambda fraction, stage: None
-    )
+    card = prove(inspect_checkpoint(source), target.parent, ArtifactFormat.GGUF, settings)
     assert card.kl_divergence.value < 0.01
 
 

@@ -18,9 +18,12 @@ from workers.stages import StageStore
 class RecordingRun:
     """Remembers what it was told; stages lie in `folder`, calibration text is the built-in one's."""
 
-    def __init__(self, source: Checkpoint, folder: Path, max_shard_bytes: int = 10**9) -> None:
+    def __init__(
+        self, source: Checkpoint, folder: Path, max_shard_bytes: int = 10**9, gguf_converter: str | None = None
+    ) -> None:
         self.source = source
         self.max_shard_bytes = max_shard_bytes
+        self.gguf_converter = gguf_converter
         self.stages = StageStore(folder, 10**12)
         self.reports: list[tuple[float, str]] = []
         self.built: list[str] = []

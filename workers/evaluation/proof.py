@@ -50,6 +50,8 @@ def prove_artifact(
     report(0.5, "loading the artifact")
     with open_scorer(artifact, format_, sample.context_length) as scorer:
         _require_same_tokens(scorer, sample)
+        _require_same_ends(scorer, sample)
+        _require_template(scorer, sample)
         text = _generate(scorer, sample)
         card = _measure(scorer, sample, reference, text, _part(report, 0.5, 1.0))
     require_sane(card)
@@ -83,6 +85,25 @@ def _require_same_tokens(scorer: Scorer, sample: Sample) -> None:
         raise QualityGateFailed(
             f"the artifact's tokenizer differs from the original's at token {place} of the sample; "
             f"text would be read differently. Choose a safetensors method for this model"
+        )
+
+
+def _require_same_ends(scorer: Scorer, sample: Sample) -> None:
+    for token in sorted(scorer.goes_on_after(sample.stop)):
+        text = sample.tokenizer.convert_ids_to_tokens(token)
+        raise QualityGateFailed(
+            f"the original ends a generation at token {token} ({text!r}), the artifact's engine would go on; answers "
+            f"would not stop. Correct eos_token_id in the model's config.json and generation_config.json, or choose a "
+            f"safetensors method"
+        )
+
+
+def _require_template(scorer: Scorer, sample: Sample) -> None:
+    template = sample.tokenizer.chat_template
+    if isinstance(template, str) and scorer.lacks_template(template):
+        raise QualityGateFailed(
+            "the artifact does not hold the original's chat template; conversations would be formatted otherwise. "
+            "Choose a safetensors method for this model"
         )
 
 

@@ -26,6 +26,10 @@ class JobRun(Protocol):
     def max_shard_bytes(self) -> int:
         """Size limit of one safetensors file."""
 
+    @property
+    def gguf_converter(self) -> str | None:
+        """The command that converts what the built-in converter to GGUF does not know, with {source} and {target}."""
+
     def report(self, fraction: float, stage: str) -> None:
         """Tells how much of the method's work is done, from 0 to 1, and what it is doing."""
 
@@ -55,6 +59,10 @@ class Part:
     @property
     def max_shard_bytes(self) -> int:
         return self._run.max_shard_bytes
+
+    @property
+    def gguf_converter(self) -> str | None:
+        return self._run.gguf_converter
 
     def report(self, fraction: float, stage: str) -> None:
         self._run.report(self._start + (self._end - self._start) * fraction, stage)

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from gguf import GGUFReader
+from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.artifacts import QuantizationReport
-from app.domain.errors import NotFound
+from app.domain.errors import NotFound, UnsupportedArchitecture
 from app.domain.quantization.calibration import CalibrationRecord
 from app.domain.quantization.methods.gguf import SPEC, GgufParams
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.windows import CalibrationSet
 from workers.quantization.base import JobRun, Part, QuantizationMethod
-from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type, tensor_names
+from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type
+from workers.quantization.gguf.external import convert_externally
+from workers.quantization.gguf.families import FAMILIES
 from workers.quantization.gguf.importance import FILE, compute_importance
 from workers.quantization.gguf.importance_files import Importance, read_importance
 from workers.quantization.gguf.llama_quantize import Recipe, quantize_file
@@ -44,12 +47,14 @@ class GgufMethod(QuantizationMethod[GgufParams]):
 
 
 def _write(source: Checkpoint, final: Path, params: GgufParams, run: JobRun) -> CalibrationRecord | None:
-    if params.quantization in FILE_TYPES and not params.overrides_types:
+    built_in = source.architecture in FAMILIES
+    if built_in and params.quantization in FILE_TYPES and not params.overrides_types:
         convert(source, final, params.quantization, run)
         return None
-    converted = converted_file(source, Part(run, 0.0, 0.2))
+    part = Part(run, 0.0, 0.2)
+    converted = converted_file(source, part) if built_in else externally_converted_file(source, part)
     recipe = recipe_of(params, converted)
-    importance, record = _importance(source, params, Part(run, 0.2, 0.6))
+    importance, record = _importance(source, converted, params, Part(run, 0.2, 0.6))
     quantize_file(converted, final, recipe, importance, Part(run, 0.6, 1.0))
     return record
 
@@ -63,7 +68,7 @@ def recipe_of(params: GgufParams, converted: Path) -> Recipe:
 
 
 def _importance(
-    source: Checkpoint, params: GgufParams, run: JobRun
+    source: Checkpoint, converted: Path, params: GgufParams, run: JobRun
 ) -> tuple[Importance | None, CalibrationRecord | None]:
     if params.importance_matrix not in ("auto", "none"):
         return uploaded_importance(params.importance_matrix), None
@@ -71,7 +76,7 @@ def _importance(
     if wanted is None:
         return None, None
     calibration = run.calibration(wanted, Part(run, 0.0, 0.25).report)
-    return importance_of(source, calibration, Part(run, 0.25, 1.0)), calibration.record
+    return importance_of(source, converted, calibration, Part(run, 0.25, 1.0)), calibration.record
 
 
 def uploaded_importance(file_id: str) -> Importance:
@@ -92,7 +97,22 @@ def converted_file(source: Checkpoint, run: JobRun) -> Path:
     return run.stage("gguf", {"type": type_name}, build) / MODEL_FILE
 
 
-def importance_of(source: Checkpoint, calibration: CalibrationSet, run: JobRun) -> Importance:
+def externally_converted_file(source: Checkpoint, run: JobRun) -> Path:
+    """The same by the installation's own converter. Raises UnsupportedArchitecture where there is none."""
+    command = run.gguf_converter
+    if command is None:
+        raise UnsupportedArchitecture(
+            f"a {source.architecture} has no built-in converter to GGUF; set BITMILL_GGUF_CONVERTER", param="model"
+        )
+
+    def build(folder: Path) -> None:
+        run.report(0.0, "converting to GGUF")
+        convert_externally(command, source.path, folder / MODEL_FILE)
+
+    return run.stage("gguf", {"converter": command}, build) / MODEL_FILE
+
+
+def importance_of(source: Checkpoint, converted: Path, calibration: CalibrationSet, run: JobRun) -> Importance:
     """The importance matrix: one for all types that are calibrated alike."""
     recipe = {"windows": calibration.record.sha256}
 
@@ -100,9 +120,23 @@ def importance_of(source: Checkpoint, calibration: CalibrationSet, run: JobRun) 
         def report(fraction: float) -> None:
             run.report(fraction, "computing the importance matrix")
 
-        compute_importance(source, calibration, tensor_names(source), folder / FILE, report)
+        compute_importance(source, calibration, names_in(converted), folder / FILE, report)
 
     return read_importance(run.stage("imatrix", recipe, build) / FILE)
+
+
+def names_in(converted: Path) -> TensorNameMap:
+    """From transformers' tensor names to those of a GGUF file. Raises UnsupportedArchitecture."""
+    fields = GGUFReader(converted).fields
+    name = str(fields["general.architecture"].contents())
+    known = {text: arch for arch, text in MODEL_ARCH_NAMES.items()}
+    if name not in known:
+        raise UnsupportedArchitecture(
+            f"gguf-py knows no tensor names of llama.cpp's {name!r}, so that no importance matrix can be computed; "
+            f"set importance_matrix to 'none' or to an uploaded one",
+            param="method.importance_matrix",
+        )
+    return get_tensor_name_map(known[name], int(fields[f"{name}.block_count"].contents()))
 
 
 def read_report(files: list[Path]) -> QuantizationReport:

@@ -169,4 +169,5 @@ SPEC = MethodSpec(
     bits=lambda params: BITS[params.quantization],
     packages=("gguf", "llama-cpp-python"),
     architectures=ARCHITECTURES,
+    widened_by="gguf_converter",
 )
