@@ -22,7 +22,7 @@ ARG TORCH_INDEX_URL=
 # For every x86-64 with AVX2, not only for processors like the one that builds the image.
 ENV CMAKE_ARGS=-DGGML_NATIVE=OFF
 RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
-    ".[postgresql,redis,worker,demo]"
+    ".[postgresql,redis,worker,gptq,demo]"
 COPY app app
 COPY workers workers
 COPY migrations migrations
@@ -31,7 +31,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 FROM build AS serving-build
 ARG TORCH_INDEX_URL=
 RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
-    ".[postgresql,llama-cpp,transformers]"
+    ".[postgresql,gptq,llama-cpp,transformers]"
 COPY app app
 COPY workers workers
 COPY migrations migrations

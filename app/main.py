@@ -12,10 +12,11 @@ from app.api import operations, quantization
 from app.api.dependencies import require_api_key
 from app.api.errors import install_error_handlers
 from app.api.metrics import Metrics, MetricsMiddleware
-from app.api.openai import completions, deployments, models
+from app.api.openai import completions, deployments, files, models
 from app.persistence.unit_of_work import Database
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher
+from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
 from app.services.workers import WorkerService
@@ -37,6 +38,7 @@ def create_app(
     app.state.settings = settings
     app.state.database = database
     app.state.workers = workers
+    app.state.files = FileService(database, settings)
     app.state.models = ModelService(database, settings)
     dispatcher = dispatcher or CeleryDispatcher(create_celery(settings))
     app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)
@@ -50,9 +52,9 @@ def create_app(
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
-    guarded = (quantization.router, operations.router, completions.router, deployments.router, models.router)
-    for router in guarded:
-        app.include_router(router, dependencies=[Depends(require_api_key)])
+    guarded = (quantization, operations, completions, deployments, files, models)
+    for module in guarded:
+        app.include_router(module.router, dependencies=[Depends(require_api_key)])
 
 
 @asynccontextmanager

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
         ge=0,
         description="What intermediate results that jobs share, such as converted models, may take on disk.",
     )
+    max_upload_bytes: int = Field(default=50 * 1024**3, ge=1, description="Size limit of one uploaded file.")
+    max_unpacked_bytes: int = Field(
+        default=200 * 1024**3, ge=1, description="Size limit of what one uploaded archive unpacks to."
+    )
     evaluation_context_length: int = Field(
         default=512, ge=8, description="Window, in tokens, in which the quality card's sample is scored."
     )
@@ -147,9 +151,19 @@ class Settings(BaseSettings):
         return self.data_folder / "staging"
 
     @property
+    def checkpoints_folder(self) -> Path:
+        """What long jobs keep between attempts, in a folder per job."""
+        return self.data_folder / "checkpoints"
+
+    @property
     def sources_folder(self) -> Path:
-        """Imported originals: downloads from the hub and unpacked demo models."""
+        """Imported originals: downloads from the hub, unpacked archives and GGUF files."""
         return self.data_folder / "sources"
+
+    @property
+    def files_folder(self) -> Path:
+        """Uploaded files, each under its id."""
+        return self.data_folder / "files"
 
     @property
     def cache_folder(self) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from app.domain.artifacts import Gate
 from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
 from app.domain.quantization.catalog import parse_method
 from app.domain.quantization.spec import MethodParams, MethodSpec
@@ -40,7 +41,7 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
     stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
-    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents)
+    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents, Path(task["checkpoints"]))
     report = _quantize(run, params, Path(task["artifact"]))
     channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
 
@@ -56,6 +57,7 @@ def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
 
     checkpoint = run.source.checkpoint
     run.spec.require_architecture(checkpoint.architecture, widened=run.settings.is_given(run.spec.widened_by))
+    run.spec.require_groups(params, {name: info.shape for name, info in checkpoint.tensors.items()})
     target.mkdir()
     needed = int(checkpoint.parameter_count * run.spec.bits(params) / 8)
     artifacts.require_free_disk(target, needed, run.settings.min_free_disk_bytes)
@@ -65,14 +67,18 @@ def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
 
 def prove(task: Message, channel: Channel, settings: Settings) -> None:
     """Loads the artifact back, has it generate, measures it against the original, and seals it."""
+    from workers.evaluation.gate import require_sane
     from workers.evaluation.proof import prove_artifact
 
     source = channel.receive()["source"]
     reporter = Reporter(channel, PROVE)
-    spec, _ = parse_method(task["method"])
+    spec, params = parse_method(task["method"])
     original = inspect_checkpoint(Path(source["path"]))
     staged = Path(task["artifact"])
     card = prove_artifact(original, source["fingerprint"], staged, spec.output, settings, reporter.report)
+    if Gate(task["gate"]) is Gate.ON:
+        require_sane(card, spec.bits(params))
+    card = card.model_copy(update={"gate": task["gate"]})
     reporter.report(1.0, "sealing")
     sha256 = artifacts.seal(staged)
     channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from app.domain.quantization.calibration import SELF, CalibrationParams
+from app.domain.files import FilePurpose
+from app.domain.quantization.calibration import SELF, UPLOAD, CalibrationParams
 from app.domain.quantization.spec import MethodSpec
 from app.settings import Settings
 from workers.child import Channel
 from workers.sources.importing import Report
 from workers.sources.resolve import Source
 from workers.stages import StageStore
+from workers.uploads import find_upload
 from workers.versions import versions_of
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Run:
     spec: MethodSpec
     stages: StageStore
     documents: list[Document]
+    checkpoints: Path
 
     @property
     def max_shard_bytes(self) -> int:
@@ -63,6 +66,10 @@ class Run:
         shared = {"source": self.source.fingerprint, "versions": versions_of(self.spec.packages)}
         return self.stages.get(name, shared | recipe, build)
 
+    def upload(self, file_id: str, purpose: FilePurpose, *, param: str) -> Path:
+        _, path = find_upload(file_id, purpose, self.settings, param=param)
+        return path
+
     def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
         from workers.calibration.loading import load_calibration
 
@@ -76,8 +83,11 @@ def read_calibration_documents(params: CalibrationParams | None, settings: Setti
     """
     if params is None or params.dataset == SELF:
         return []
-    from workers.calibration.texts import read_documents
+    from workers.calibration.texts import read_documents, read_file
 
+    if UPLOAD.fullmatch(params.dataset):
+        row, path = find_upload(params.dataset, FilePurpose.CALIBRATION, settings, param="method.calibration.dataset")
+        return read_file(path, row.filename)
     return read_documents(params.dataset)
 
 

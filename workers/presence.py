@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import app
 from app.domain.errors import IllegalTransition, WorkerLost
 from app.domain.hardware import Device
-from app.domain.jobs import JobState
+from app.domain.jobs import FINAL_STATES, JobState
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.jobs import ACTIVE, JobRepository
 from app.persistence.tables import JobRow, WorkerRow
@@ -61,6 +61,7 @@ class Presence:
         self.requeue_from_dead_neighbours()
         self._remove_strays()
         self.clean_staging()
+        self.clean_checkpoints()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
         log.info("worker %s takes jobs from %s", self.worker_id, ", ".join(self.queues))
@@ -147,6 +148,15 @@ class Presence:
                 state = JobRepository(session).state_for(job_id, int(attempt)) if attempt.isdecimal() else None
             if state not in ACTIVE:
                 log.info("removed %s from the staging folder: no worker is at it", left.name)
+                artifacts.remove(left)
+
+    def clean_checkpoints(self) -> None:
+        """Removes what jobs kept between attempts, once they have ended."""
+        folder = self.settings.checkpoints_folder
+        for left in list(folder.iterdir()) if folder.exists() else []:
+            with self.database.reading() as session:
+                job = JobRepository(session).find(left.name)
+            if job is None or JobState(job.state) in FINAL_STATES:
                 artifacts.remove(left)
 
     def _remove_strays(self) -> None:

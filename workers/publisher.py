@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.domain.artifacts import ArtifactFormat, ArtifactKind, QualityCard, QuantizationReport, artifact_key
+from app.domain.artifacts import ArtifactFormat, ArtifactKind, Gate, QualityCard, QuantizationReport, artifact_key
 from app.domain.errors import BitmillError, Conflict
 from app.domain.jobs import JobState, new_id
 from app.domain.quantization.catalog import parse_method
@@ -97,7 +97,9 @@ class Publisher:
 
 def _key(job: JobRow, source: Message) -> str:
     spec, _ = parse_method(job.method)
-    return artifact_key(source["fingerprint"], job.method, versions_of(spec.packages), source["inputs"])
+    # What was let through without a gate must not be reused by a job that asks for one.
+    gate = {"gate": job.gate} if job.gate == Gate.OFF else {}
+    return artifact_key(source["fingerprint"], job.method, versions_of(spec.packages), source["inputs"] | gate)
 
 
 def _free_name(row: ArtifactRow, repository: ArtifactRepository) -> str:

@@ -1,7 +1,7 @@
 """Results that several jobs share: computed once for a recipe, kept within a limit, oldest use first to go.
 
-A stage is a folder. While a process uses one it holds a shared lock on it, which the kernel releases when the
-process ends, however it ends; only stages that nobody holds are removed.
+A stage is a folder with two locks beside it. Who builds or removes it holds `build` alone; who uses it shares `use`
+until its process ends, however that comes about. Only a stage that nobody uses is removed.
 """
 
 from __future__ import annotations
@@ -44,15 +44,12 @@ class StageStore:
         return stage
 
     def _build_once(self, stage: Path, build: Callable[[Path], None]) -> None:
-        lock = os.open(_lock_of(stage), os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        # Going from one kind of lock to the other lets go in between, so each look comes after a lock.
-        while not stage.is_dir():
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(_lock(stage, "build"), fcntl.LOCK_EX):
             if not stage.is_dir():
                 _build(stage, build)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        self._held[stage] = lock
+            use = os.open(_lock(stage, "use"), os.O_CREAT | os.O_RDWR, 0o644)
+            fcntl.flock(use, fcntl.LOCK_SH)
+        self._held[stage] = use
         self._make_room()
 
     def _make_room(self) -> None:
@@ -62,7 +59,7 @@ class StageStore:
         for stage in stages:
             if total <= self.limit_bytes:
                 return
-            if stage not in self._held and _remove_unless_held(stage):
+            if stage not in self._held and _remove_unless_used(stage):
                 log.info("removed %s: the stages were larger than their limit", stage.name)
                 total -= sizes[stage]
 
@@ -83,23 +80,23 @@ def _last_use(stage: Path) -> float:
     return stage.stat().st_mtime
 
 
-def _lock_of(stage: Path) -> Path:
-    return stage.with_name(f".{stage.name}.lock")
+def _lock(stage: Path, kind: str) -> Path:
+    return stage.with_name(f".{stage.name}.{kind}.lock")
 
 
-def _remove_unless_held(stage: Path) -> bool:
-    with _try_exclusive(_lock_of(stage)) as alone:
-        if alone:
+def _remove_unless_used(stage: Path) -> bool:
+    at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
+    try:
+        with _locked(_lock(stage, "build"), at_once), _locked(_lock(stage, "use"), at_once):
             shutil.rmtree(stage)
-        return alone
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
-def _try_exclusive(lock: Path) -> Iterator[bool]:
+def _locked(lock: Path, kind: int) -> Iterator[None]:
+    """Raises BlockingIOError where `kind` says not to wait and somebody else holds it."""
     with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        fcntl.flock(file, kind)
+        yield

@@ -75,6 +75,7 @@ class Supervisor:
         finally:
             self.presence.current_job_id = None
             artifacts.remove(attempt.staging)
+            self.presence.clean_checkpoints()
 
     def _claim(self, job_id: str) -> Attempt | None:
         try:
@@ -128,7 +129,9 @@ class Supervisor:
             "step": step,
             "model": job.model,
             "method": job.method,
+            "gate": job.gate,
             "artifact": str(attempt.staging / "artifact"),
+            "checkpoints": str(self.settings.checkpoints_folder / job.id),
         }
         return Child("workers.job_process", task, log=self.settings.logs_folder / "jobs" / f"{job.id}.log")
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.domain.errors import AuthenticationFailed
+from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
 from app.services.workers import WorkerService
@@ -15,6 +16,11 @@ from app.services.workers import WorkerService
 
 def get_job_service(request: Request) -> QuantizationJobService:
     service: QuantizationJobService = request.app.state.jobs
+    return service
+
+
+def get_file_service(request: Request) -> FileService:
+    service: FileService = request.app.state.files
     return service
 
 
@@ -38,6 +44,7 @@ def require_api_key(request: Request) -> None:
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
+Files = Annotated[FileService, Depends(get_file_service)]
 Jobs = Annotated[QuantizationJobService, Depends(get_job_service)]
 Models = Annotated[ModelService, Depends(get_model_service)]
 Workers = Annotated[WorkerService, Depends(get_worker_service)]

@@ -18,7 +18,13 @@ router = APIRouter(prefix="/v1/quantization", tags=["quantization"])
 
 @router.post("/jobs", status_code=201)
 def create_job(body: CreateQuantizationJob, jobs: Jobs) -> dict[str, Any]:
-    new = NewJob(model=body.model, method=body.method, suffix=body.suffix, metadata=body.metadata)
+    new = NewJob(
+        model=body.model,
+        method=body.method,
+        suffix=body.suffix,
+        gate=body.quality.gate,
+        metadata=body.metadata,
+    )
     return job_view(jobs.submit(new))
 
 

@@ -6,16 +6,25 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.domain.artifacts import Gate
 from app.domain.jobs import JobState, public_status
-from app.persistence.tables import ArtifactRow, JobEventRow, JobRow, WorkerRow
+from app.persistence.tables import ArtifactRow, FileRow, JobEventRow, JobRow, WorkerRow
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
+class QualityOptions(BaseModel, extra="forbid"):
+    gate: Gate = Field(
+        default=Gate.ON,
+        description="on fails a job whose artifact is far worse than its method explains; off only measures.",
+    )
+
+
 class CreateQuantizationJob(BaseModel, extra="forbid"):
     model: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
-        description="org/name[@revision] on the hub, a folder under the source roots, or demo/…"
+        description="org/name[@revision] on the hub, a folder or .gguf file under the source roots, the id of an "
+        "uploaded file, or demo/…"
     )
     method: dict[str, Any] = Field(
         description="The method's `type` and its parameters; GET /v1/quantization/methods has their schemas.",
@@ -24,6 +33,7 @@ class CreateQuantizationJob(BaseModel, extra="forbid"):
     suffix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = Field(
         default=None, description="Ends the new model's name."
     )
+    quality: QualityOptions = Field(default_factory=QualityOptions)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
 
 
@@ -39,6 +49,7 @@ def job_view(row: JobRow) -> dict[str, Any]:
         "model": row.model,
         "method": row.method,
         "suffix": row.suffix,
+        "quality_gate": row.gate,
         "progress": {"fraction": row.fraction, "stage": row.stage, "eta_seconds": row.eta_seconds},
         "quantized_model": row.quantized_model,
         "reused": row.reused,
@@ -92,6 +103,20 @@ def model_view(row: ArtifactRow) -> dict[str, Any]:
             "versions": row.versions,
             "job": row.job_id,
         },
+    }
+
+
+def file_view(row: FileRow) -> dict[str, Any]:
+    """OpenAI's file object, with what Bitmill knows beside it."""
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.size_bytes,
+        "created_at": int(row.created_at),
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "bitmill": {"sha256": row.sha256},
     }
 
 

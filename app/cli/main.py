@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 import app
 from app.cli import demo as demonstration
 from app.cli import launch, tables
+from app.cli.files import files
 from app.cli.progress import follow_job
 from app.client import BitmillClient, RequestFailed
 from app.settings import get_settings
@@ -45,8 +47,10 @@ def _client() -> BitmillClient:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(app.__version__, prog_name="bitmill")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Quantize language models as durable jobs, measure what it cost, serve the result."""
+    context.obj = _client  # for the groups in files of their own
 
 
 @cli.command()
@@ -93,15 +97,18 @@ def migrate() -> None:
 @click.option("--method", default="gguf", show_default=True, help="Method; `bitmill methods` lists them.")
 @click.option(
     "--set", "parameters", multiple=True, metavar="NAME=VALUE",
-    help="A parameter of the method, such as quantization=Q5_K_M. Repeatable.",
+    help="A parameter of the method, such as quantization=Q5_K_M or calibration.samples=64. Repeatable.",
 )  # fmt: skip
 @click.option("--suffix", help="Ends the new model's name.")
+@click.option("--gate", type=click.Choice(["on", "off"]), default="on", help="off keeps an artifact of poor quality.")
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
-def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, wait: bool) -> None:
+def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool) -> None:
     """Submit a quantization job for MODEL."""
-    values = dict(_parse_parameter(text) for text in parameters)
+    values: dict[str, Any] = {}
+    for text in parameters:
+        _set_parameter(values, text)
     with _client() as client:
-        job = client.submit(model, {"type": method, **values}, suffix=suffix)
+        job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate)
         click.echo(job["id"])
         if wait:
             _wait(client, job["id"])
@@ -116,12 +123,18 @@ def _wait(client: BitmillClient, job_id: str) -> None:
     click.echo(job["quantized_model"])
 
 
-def _parse_parameter(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
+def _set_parameter(values: dict[str, Any], text: str) -> None:
+    """Reads NAME=VALUE; the value is JSON or else text, and a dot in the name leads into an object."""
+    path, separator, value = text.partition("=")
     if not separator:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    known: dict[str, Any] = {"true": True, "false": False}
-    return name, known.get(value.lower(), int(value) if value.isdecimal() else value)
+    *parents, name = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    try:
+        values[name] = json.loads(value)
+    except ValueError:
+        values[name] = value
 
 
 @cli.group()
@@ -159,6 +172,9 @@ def cancel_job(job_id: str) -> None:
     """End a job."""
     with _client() as client:
         click.echo(f"{job_id} {client.cancel(job_id)['status']}")
+
+
+cli.add_command(files)
 
 
 @cli.command()

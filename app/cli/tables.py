@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 Json = dict[str, Any]
 
@@ -44,6 +44,13 @@ def models(rows: list[Json]) -> Table:
             measurement(details["quality"], "perplexity", 2),
             measurement(details["quality"], "kl_divergence", 4),
         )  # fmt: skip
+    return table
+
+
+def files(rows: list[Json]) -> Table:
+    table = Table(Column("id", no_wrap=True), "file", "purpose", "size", "uploaded")  # an id is there to be copied
+    for row in rows:
+        table.add_row(row["id"], row["filename"], row["purpose"], size(row["bytes"]), moment(row["created_at"]))
     return table
 
 

@@ -1,9 +1,10 @@
-"""A thin client for what OpenAI's own client has no words for: quantization jobs, methods, workers."""
+"""A thin client for what OpenAI's own client has no words for: quantization jobs, methods, workers; and for uploads."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -37,9 +38,9 @@ class BitmillClient:
     ) -> None:
         self._http.close()
 
-    def submit(self, model: str, method: Json, *, suffix: str | None = None) -> Json:
+    def submit(self, model: str, method: Json, *, suffix: str | None = None, gate: str = "on") -> Json:
         """POST /v1/quantization/jobs. Raises RequestFailed."""
-        body = {"model": model, "method": method} | ({"suffix": suffix} if suffix else {})
+        body = {"model": model, "method": method, "quality": {"gate": gate}} | ({"suffix": suffix} if suffix else {})
         return self._request("POST", "/v1/quantization/jobs", json=body)
 
     def job(self, job_id: str) -> Json:
@@ -73,6 +74,20 @@ class BitmillClient:
 
     def delete_model(self, name: str) -> Json:
         return self._request("DELETE", f"/v1/models/{quote(name, safe='')}")
+
+    def upload_file(self, path: Path, purpose: str) -> Json:
+        """POST /v1/files, read from the disk as it is sent. Raises RequestFailed."""
+        # The server answers after the whole file is safely on its disk, which may take minutes.
+        timeout = httpx.Timeout(60, read=None)
+        with path.open("rb") as file:
+            form = {"files": {"file": (path.name, file)}, "data": {"purpose": purpose}}
+            return self._request("POST", "/v1/files", timeout=timeout, **form)
+
+    def files(self, *, purpose: str | None = None, limit: int = 100) -> list[Json]:
+        return self._list("/v1/files", params={"limit": limit} | ({"purpose": purpose} if purpose else {}))
+
+    def delete_file(self, file_id: str) -> Json:
+        return self._request("DELETE", f"/v1/files/{file_id}")
 
     def workers(self) -> list[Json]:
         return self._list("/v1/workers")

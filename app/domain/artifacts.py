@@ -22,6 +22,13 @@ class ArtifactKind(StrEnum):
     QUANTIZED = "quantized"  # the result of a job
 
 
+class Gate(StrEnum):
+    """Whether a job fails when its artifact was measured to be beyond what its method explains."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class Measurement(BaseModel, frozen=True):
     """A mean over scored tokens, with its standard error."""
 
@@ -33,19 +40,21 @@ class QualityCard(BaseModel, frozen=True):
     """What an artifact was measured to be, against the original, before its job could succeed.
 
     Divergences are in nats per token. `scored_tokens` positions of `dataset` were scored in windows of
-    `context_length` tokens, the second half of each, the protocol of llama-perplexity.
+    `context_length` tokens, the second half of each, the protocol of llama-perplexity. With the gate off a
+    figure that is not finite is None.
     """
 
     dataset: str
     dataset_sha256: str
     context_length: int
     scored_tokens: int
-    perplexity: Measurement
+    perplexity: Measurement | None
     reference_perplexity: Measurement
-    kl_divergence: Measurement
-    kl_divergence_p99: float
+    kl_divergence: Measurement | None
+    kl_divergence_p99: float | None
     top1_agreement: Measurement
     generated_text: str
+    gate: Gate = Gate.ON
 
 
 class QuantizationReport(BaseModel, frozen=True):

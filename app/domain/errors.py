@@ -10,17 +10,21 @@ BitmillError
 │   ├── PickleCheckpoint
 │   ├── CorruptCheckpoint
 │   ├── UnsupportedArchitecture
-│   └── IncompatibleModel          the method cannot take a tensor of this shape
+│   ├── IncompatibleModel          the method cannot take a tensor of this shape
+│   ├── UploadTooLarge
+│   └── UnsafeArchive              an entry of an uploaded archive must not be unpacked
 ├── AuthenticationFailed
 ├── NotFound
 │   ├── ModelNotFound
 │   ├── JobNotFound
-│   └── SourceNotFound
+│   ├── SourceNotFound
+│   └── FileNotFound
 ├── Conflict                       the request is right, the moment is wrong
 │   ├── IllegalTransition
 │   ├── MethodUnavailable
 │   ├── NoWorkerAvailable
-│   └── ModelInUse
+│   ├── ModelInUse
+│   └── FileInUse
 ├── InsufficientResources
 │   ├── DiskFull
 │   └── InsufficientMemory
@@ -101,6 +105,14 @@ class IncompatibleModel(InvalidRequest):
     code = "incompatible_model"
 
 
+class UploadTooLarge(InvalidRequest):
+    code = "upload_too_large"
+
+
+class UnsafeArchive(InvalidRequest):
+    code = "unsafe_archive"
+
+
 class AuthenticationFailed(BitmillError):
     code = "invalid_api_key"
     type = "authentication_error"
@@ -123,6 +135,10 @@ class SourceNotFound(NotFound):
     code = "source_not_found"
 
 
+class FileNotFound(NotFound):
+    code = "file_not_found"
+
+
 class Conflict(BitmillError):
     code = "conflict"
     type = "invalid_request_error"
@@ -142,6 +158,10 @@ class NoWorkerAvailable(Conflict):
 
 class ModelInUse(Conflict):
     code = "model_in_use"
+
+
+class FileInUse(Conflict):
+    code = "file_in_use"
 
 
 class InsufficientResources(BitmillError):

@@ -14,11 +14,13 @@ from app.domain.errors import (
     JobFailed,
     NotFound,
     ServingUnavailable,
+    UploadTooLarge,
     UpstreamFailed,
 )
 
 HTTP_STATUS: Final[dict[type[BitmillError], int]] = {
     InvalidRequest: 400,
+    UploadTooLarge: 413,
     AuthenticationFailed: 401,
     NotFound: 404,
     Conflict: 409,

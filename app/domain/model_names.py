@@ -1,4 +1,4 @@
-"""What a client may call a model to quantize: a demo model, a hub model or a folder."""
+"""What a client may call a model to quantize: a demo model, a hub model, an uploaded file or a folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from enum import StrEnum
 from typing import Final
 
 from app.domain.errors import InvalidModelName, SourceNotFound
+from app.domain.files import FILE_ID
 
 
 class SourceKind(StrEnum):
     DEMO = "demo"  # comes with a Python package
     HUB = "hub"  # org/name, or org/name@revision
-    FOLDER = "folder"  # a checkpoint on a disk that the workers see
+    FILE = "file"  # an uploaded file's id
+    FOLDER = "folder"  # a checkpoint, or a GGUF file, on a disk that the workers see
 
 
 DEMO_MODELS: Final[dict[str, str]] = {
@@ -52,6 +54,8 @@ def parse_model_name(text: str) -> ModelName:
     _require_printable(text)
     if text.startswith(DEMO_PREFIX):
         return _parse_demo(text)
+    if FILE_ID.fullmatch(text):
+        return ModelName(SourceKind.FILE, text)
     match = HUB_ID.fullmatch(text)
     if match is None or _has_forbidden_runs(match["repo"]):
         return ModelName(SourceKind.FOLDER, text)

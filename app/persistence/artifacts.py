@@ -40,6 +40,10 @@ class ArtifactRepository:
         same = ArtifactRow.suffix.is_(None) if suffix is None else ArtifactRow.suffix == suffix
         return self.session.scalar(query.where(same).limit(1))
 
+    def has_path(self, path: str) -> bool:
+        """Whether any artifact's files lie there: originals of the same content share a folder."""
+        return self.session.scalar(select(ArtifactRow.id).where(ArtifactRow.path == path).limit(1)) is not None
+
     def ids(self) -> set[str]:
         return set(self.session.scalars(select(ArtifactRow.id)))
 

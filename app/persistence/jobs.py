@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import Text, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.errors import IllegalTransition, JobNotFound
@@ -26,9 +26,12 @@ class JobRepository:
         self.session.flush()
         self.add_event(job.id, "state", "The job is queued.", {"status": JobState.QUEUED})
 
+    def find(self, job_id: str) -> JobRow | None:
+        return self.session.get(JobRow, job_id, populate_existing=True)
+
     def get(self, job_id: str) -> JobRow:
         """Raises JobNotFound."""
-        row = self.session.get(JobRow, job_id, populate_existing=True)
+        row = self.find(job_id)
         if row is None:
             raise JobNotFound(f"no job {job_id!r}; GET /v1/quantization/jobs lists them", param="id")
         return row
@@ -165,4 +168,11 @@ class JobRepository:
 
     def active_on_model(self, model: str) -> list[JobRow]:
         query = select(JobRow).where(JobRow.model == model, JobRow.state.not_in(FINAL_STATES))
+        return list(self.session.scalars(query))
+
+    def active_on_file(self, file_id: str) -> list[JobRow]:
+        """Unfinished jobs whose model, or any parameter of whose method, is an uploaded file."""
+        # The id is random enough that its text stands in a method's JSON for nothing else.
+        in_method = cast(JobRow.method, Text).contains(f'"{file_id}"', autoescape=True)
+        query = select(JobRow).where(or_(JobRow.model == file_id, in_method), JobRow.state.not_in(FINAL_STATES))
         return list(self.session.scalars(query))

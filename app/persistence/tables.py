@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from app.domain.artifacts import Gate
+
 # SQLite gives automatic numbers to INTEGER PRIMARY KEY only.
 AutoId = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -37,6 +39,7 @@ class JobRow(Base):
     model: Mapped[str] = mapped_column(String(512), index=True)
     method: Mapped[dict[str, Any]] = mapped_column(JSON)
     suffix: Mapped[str | None] = mapped_column(String(64))
+    gate: Mapped[str] = mapped_column(String(8), default=Gate.ON, server_default=Gate.ON)
     # `metadata` is taken by SQLAlchemy's declarative base.
     user_metadata: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
     created_at: Mapped[float] = mapped_column(Float(53))
@@ -95,6 +98,18 @@ class ArtifactRow(Base):
     seconds: Mapped[float | None] = mapped_column(Float(53))
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    created_at: Mapped[float] = mapped_column(Float(53))
+
+
+class FileRow(Base):
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float(53))
 
 

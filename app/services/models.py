@@ -30,7 +30,7 @@ class ModelService:
     def delete(self, name: str) -> ArtifactRow:
         """Takes a model off the list, then its files off the disk.
 
-        The files of an original stay where they are when they are the user's own folder. Raises
+        The files of an original stay where they are when they are the user's own folder, or another's too. Raises
         ModelNotFound, or ModelInUse while a job works on the model.
         """
         with self.database.transaction() as session:
@@ -39,7 +39,9 @@ class ModelService:
             if busy:
                 raise ModelInUse(f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model")
             ArtifactRepository(session).delete(row.id)
+            shared = ArtifactRepository(session).has_path(row.path)
         folder = artifacts.locate(row, self.settings)
-        if row.kind == ArtifactKind.QUANTIZED or folder.is_relative_to(self.settings.sources_folder):
+        ours = row.kind == ArtifactKind.QUANTIZED or folder.is_relative_to(self.settings.sources_folder)
+        if ours and not shared:
             artifacts.remove(folder)
         return row

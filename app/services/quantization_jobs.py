@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from app.domain.artifacts import Gate
 from app.domain.errors import IllegalTransition, InvalidParameter
+from app.domain.files import FilePurpose, require_purpose, uploads_in
 from app.domain.jobs import FINAL_STATES, JobState, new_id
-from app.domain.model_names import parse_model_name
+from app.domain.model_names import ModelName, SourceKind, parse_model_name
 from app.domain.quantization.catalog import dump_method, parse_method
 from app.domain.quantization.spec import MethodParams, MethodSpec
+from app.persistence.files import FileRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import JobEventRow, JobRow
 from app.persistence.unit_of_work import Database
@@ -20,7 +24,7 @@ from app.services.workers import WorkerService
 from app.settings import Settings
 from app.storage.artifacts import require_free_disk
 from app.storage.checkpoints import inspect_checkpoint
-from app.storage.sources import locate_local
+from app.storage.sources import imported_folder, locate_local
 
 STATES_OF_STATUS = {
     "queued": [JobState.QUEUED],
@@ -36,6 +40,7 @@ class NewJob:
     model: str
     method: dict[str, Any]
     suffix: str | None = None
+    gate: Gate = Gate.ON
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,6 +57,9 @@ class QuantizationJobService:
         self._inspect(new.model, spec, params)
         job = self._build(new, spec, params)
         with self.database.transaction() as session:
+            # Held, so that none of them can be deleted between here and the commit.
+            for file_id in sorted(uploads_in([job.model, job.method])):
+                FileRepository(session).hold(file_id, param="model" if file_id == job.model else "method")
             JobRepository(session).add(job)
         self._ring(job)
         return self.get(job.id)
@@ -65,6 +73,7 @@ class QuantizationJobService:
             model=new.model,
             method=dump_method(spec, params),
             suffix=new.suffix,
+            gate=new.gate,
             user_metadata=new.metadata,
             created_at=time.time(),
             dispatched_at=time.time(),
@@ -72,14 +81,23 @@ class QuantizationJobService:
 
     def _inspect(self, model: str, spec: MethodSpec, params: MethodParams) -> None:
         """A source on this machine's disk is looked at before anything is queued; others by the worker."""
-        name = parse_model_name(model)
-        folder = locate_local(name, self.settings)
-        if folder is None:
+        folder = self._locate(parse_model_name(model))
+        if folder is None or folder.is_file():
             return
         checkpoint = inspect_checkpoint(folder)
         spec.require_architecture(checkpoint.architecture, widened=self.settings.is_given(spec.widened_by))
+        spec.require_groups(params, {name: info.shape for name, info in checkpoint.tensors.items()})
         needed = int(checkpoint.parameter_count * spec.bits(params) / 8)
         require_free_disk(self.settings.artifacts_folder, needed, self.settings.min_free_disk_bytes)
+
+    def _locate(self, name: ModelName) -> Path | None:
+        if name.kind is not SourceKind.FILE:
+            return locate_local(name, self.settings)
+        with self.database.reading() as session:
+            file = FileRepository(session).get(name.name, param="model")
+        require_purpose(file.id, file.purpose, FilePurpose.MODEL, param="model")
+        folder = imported_folder(file.sha256, self.settings)
+        return folder if folder.is_dir() else None
 
     def _ring(self, job: JobRow) -> None:
         self.dispatcher.send(job.id, job.queue)

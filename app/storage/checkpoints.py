@@ -20,7 +20,7 @@ CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 WEIGHTS: Final = "model.safetensors"
 WEIGHTS_INDEX: Final = "model.safetensors.index.json"
-PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What can change a model's output: configuration, tokenizer, chat template and weights; never code.
 MODEL_FILE_SUFFIXES: Final = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken")
 

@@ -10,20 +10,25 @@ from typing import Final
 from app.domain.errors import PathOutsideRoots, SourceNotFound
 from app.domain.model_names import ModelName, SourceKind
 from app.settings import Settings
+from app.storage.checkpoints import CONFIG
+
+GGUF_SUFFIX: Final = ".gguf"
 
 
 def locate_local(name: ModelName, settings: Settings) -> Path | None:
-    """The folder of a model that needs no import, or None when a worker has to fetch or unpack it.
+    """The checkpoint's folder, or the GGUF file, of a model on this disk; None when a worker has to fetch it.
 
-    Raises SourceNotFound for a folder that is not there, and PathOutsideRoots.
+    What was uploaded is always a worker's to unpack. Raises SourceNotFound for a folder that is not there, and
+    PathOutsideRoots.
     """
     return LOCATORS[name.kind](name, settings)
 
 
-def resolve_folder(name: str, roots: Sequence[Path]) -> Path | None:
-    """The real path of a folder inside one of `roots`, which must be real paths themselves; None if none is.
+def resolve_path(name: str, roots: Sequence[Path]) -> Path | None:
+    """The real path of a model inside one of `roots`, which must be real paths themselves; None if none is.
 
-    An absolute name must lie in a root, a relative one is looked for in each root in turn; links are
+    It is a folder or a GGUF file; a folder that holds one GGUF file and no config.json stands for that file. An
+    absolute name must lie in a root, a relative one is looked for in each root in turn; links are
     followed first. Raises PathOutsideRoots for a name that leads elsewhere.
     """
     if Path(name).is_absolute():
@@ -39,8 +44,18 @@ def resolve_folder(name: str, roots: Sequence[Path]) -> Path | None:
             )
         # os.path, because pathlib raises for names that are too long for the file system.
         if os.path.isdir(path):  # noqa: PTH112
+            return _only_gguf(path) or path
+        if path.suffix == GGUF_SUFFIX and os.path.isfile(path):  # noqa: PTH113
             return path
     return None
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    found = [path for path in folder.glob(f"*{GGUF_SUFFIX}") if path.is_file()]
+    # Its real path must lie here too: a link could lead out of the roots.
+    if len(found) != 1 or found[0].is_symlink() or (folder / CONFIG).exists():
+        return None
+    return found[0]
 
 
 def demo_folder(name: ModelName, settings: Settings) -> Path:
@@ -53,16 +68,21 @@ def snapshot_folder(repo: str, commit: str, settings: Settings) -> Path:
     return settings.sources_folder / "hub" / repo / commit
 
 
+def imported_folder(sha256: str, settings: Settings) -> Path:
+    """Where a single file with a model, an archive or a GGUF file, is unpacked to."""
+    return settings.sources_folder / "files" / sha256
+
+
 def _real(path: Path) -> Path:
     # os.path, because Path.resolve raises on a loop of links, where realpath stops.
     return Path(os.path.realpath(path))
 
 
 def _locate_folder(name: ModelName, settings: Settings) -> Path:
-    found = resolve_folder(name.name, settings.roots)
+    found = resolve_path(name.name, settings.roots)
     if found is None:
         raise SourceNotFound(
-            f"there is no folder {name.name!r} in BITMILL_SOURCE_ROOTS "
+            f"there is no folder or .gguf file {name.name!r} in BITMILL_SOURCE_ROOTS "
             f"({', '.join(map(str, settings.roots))}); put the checkpoint "
             "there, or give a hub model as 'org/name'",
             param="model",
@@ -72,7 +92,7 @@ def _locate_folder(name: ModelName, settings: Settings) -> Path:
 
 def _locate_hub(name: ModelName, settings: Settings) -> Path | None:
     if name.revision is None:
-        return resolve_folder(name.name, settings.roots)
+        return resolve_path(name.name, settings.roots)
     if name.commit is None:
         return None
     folder = snapshot_folder(name.repo, name.commit, settings)
@@ -87,5 +107,6 @@ def _locate_demo(name: ModelName, settings: Settings) -> Path | None:
 LOCATORS: Final[dict[SourceKind, Callable[[ModelName, Settings], Path | None]]] = {
     SourceKind.DEMO: _locate_demo,
     SourceKind.HUB: _locate_hub,
+    SourceKind.FILE: lambda name, settings: None,
     SourceKind.FOLDER: _locate_folder,
 }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from app.domain.errors import InvalidParameter, NotFound, QuantizationFailed, UnsupportedArchitecture
+from app.domain.errors import InvalidParameter, QuantizationFailed, UnsupportedArchitecture
 from app.domain.quantization.methods.gguf import EdgeTensorType, TensorType
 from app.settings import Settings
 from app.storage.artifacts import gguf_file
@@ -21,7 +21,6 @@ from tests.contract.test_methods import prove, quantize
 from tests.fakes.checkpoints import tiny_llama
 from tests.fakes.run import RecordingRun
 from workers.evaluation.scorers.gguf import GgufScorer
-from workers.quantization.gguf.importance_files import read_importance
 from workers.quantization.gguf.llama_quantize import Recipe, quantize_file
 from workers.quantization.methods.gguf import converted_file
 
@@ -139,12 +138,13 @@ def test_a_model_within_the_limit_stays_whole(checkpoint: Checkpoint, run: Recor
 def test_a_users_matrix_makes_what_the_computed_one_makes(
     checkpoint: Checkpoint, run: RecordingRun, tmp_path: Path
 ) -> None:
-    """The matrix that a job computed, read again as a user's file would be."""
+    """The matrix that a job computed, given to another as a user's."""
     quantize(checkpoint, {"type": "gguf", "quantization": "IQ2_XS"}, tmp_path / "computed", run)
-    matrix = next(run.stages.folder.glob("imatrix-*/imatrix.gguf"))
-    target = tmp_path / "uploaded.gguf"
-    quantize_file(converted_file(checkpoint, run), target, Recipe("IQ2_XS"), read_importance(matrix), run)
-    assert target.read_bytes() == (tmp_path / "computed" / "model.gguf").read_bytes()
+    run.uploads["file-1"] = next(run.stages.folder.glob("imatrix-*/imatrix.gguf"))
+    method = {"type": "gguf", "quantization": "IQ2_XS", "importance_matrix": "file-1"}
+    quantize(checkpoint, method, tmp_path / "uploaded", run)
+    files = [tmp_path / name / "model.gguf" for name in ("computed", "uploaded")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_missing_importance_is_told_in_llama_cpps_words(
@@ -183,8 +183,3 @@ def test_another_programs_conversion_is_quantized_and_proven(
     _, output = quantize(unknown, method, tmp_path / "made", run)
     assert run.built == ["gguf", "imatrix"]
     assert prove(unknown, tmp_path / "made", output, settings).kl_divergence.value < 0.05
-
-
-def test_an_unknown_upload_is_not_found(checkpoint: Checkpoint, run: RecordingRun, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="file-123"):
-        quantize(checkpoint, {"type": "gguf", "importance_matrix": "file-123"}, tmp_path / "made", run)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.domain.files import FilePurpose
 from app.domain.quantization.calibration import CalibrationParams
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.loading import load_calibration
@@ -25,14 +26,19 @@ class RecordingRun:
         self.max_shard_bytes = max_shard_bytes
         self.gguf_converter = gguf_converter
         self.stages = StageStore(folder, 10**12)
+        self.checkpoints = folder / "checkpoints"
         self.reports: list[tuple[float, str]] = []
         self.built: list[str] = []
+        self.uploads: dict[str, Path] = {}
 
     def report(self, fraction: float, stage: str) -> None:
         self.reports.append((fraction, stage))
 
     def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
         return load_calibration(self.source, params, read_documents(params.dataset), report)
+
+    def upload(self, file_id: str, purpose: FilePurpose, *, param: str) -> Path:
+        return self.uploads[file_id]
 
     def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         def build_and_note(folder: Path) -> None:

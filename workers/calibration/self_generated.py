@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM
 
 from app.domain.quantization.calibration import CalibrationParams
 from app.storage.checkpoints import Checkpoint
+from workers.loading import load_causal_lm
 
 GREEDY_TOKENS: Final = 4
 BATCH: Final = 8
@@ -25,11 +25,8 @@ def generate_windows(
     source: Checkpoint, params: CalibrationParams, report: Callable[[float, str], None]
 ) -> npt.NDArray[np.int64]:
     """(samples, sequence_length) token ids; the same seed gives the same ones."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     report(0.0, "loading the model to write calibration text")
-    model = AutoModelForCausalLM.from_pretrained(
-        source.path, dtype="auto", device_map=device, local_files_only=True, trust_remote_code=False
-    ).eval()
+    model = load_causal_lm(source.path)
     generator = torch.Generator().manual_seed(params.seed)
     batches = []
     for start in range(0, params.samples, BATCH):

@@ -36,13 +36,19 @@ def open_streamed(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any
     model = build_empty(source)
     model.tie_weights()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    attach_align_device_hook(
-        model, execution_device=device, offload=True, weights_map=_weights_of(source, model, dtype)
-    )
+    weights = _weights_of(source, model, dtype)
+    attach_align_device_hook(model, execution_device=device, offload=True, weights_map=weights)
+    model.bitmill_weights = weights
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
     return model
+
+
+def weights_of(model: Any) -> OffloadedWeightsLoader:
+    """Where a streamed model reads from: tensors by name. What is put into its `state_dict` is read in their place."""
+    weights: OffloadedWeightsLoader = model.bitmill_weights
+    return weights
 
 
 def _weights_of(source: Checkpoint, model: Any, dtype: torch.dtype) -> OffloadedWeightsLoader:

@@ -15,7 +15,7 @@ import numpy as np
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint
 from workers.evaluation.metrics import Floats, PackedLogProbs, log_softmax, negative_log_likelihood
-from workers.evaluation.sample import Sample
+from workers.evaluation.sample import GENERATED_TOKENS, Sample
 from workers.evaluation.scorers.safetensors import SafetensorsScorer
 from workers.evaluation.windows import scored
 
@@ -24,10 +24,11 @@ Report = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Reference:
-    """One file of packed log-probabilities per window, and every scored token's likelihood."""
+    """One file of packed log-probabilities per window, every scored token's likelihood, and an answer's tokens."""
 
     folder: Path
     nll: Floats
+    generated: list[int]
 
     def log_probs(self, window: int) -> Floats:
         """Log-probabilities (positions, vocabulary) of one window."""
@@ -42,12 +43,13 @@ def load_reference(
     folder = settings.cache_folder / "references" / _key(fingerprint, sample)
     if not folder.is_dir():
         _compute(checkpoint, sample, folder, report)
-    return Reference(folder, np.load(folder / "nll.npy"))
+    return Reference(folder, np.load(folder / "nll.npy"), np.load(folder / "generated.npy").tolist())
 
 
 def _key(fingerprint: str, sample: Sample) -> str:
     parts = {
         "source": fingerprint,
+        "prompt": sample.prompt.tolist(),
         "windows": [window.tolist() for window in sample.windows],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
@@ -67,6 +69,8 @@ def _compute(checkpoint: Checkpoint, sample: Sample, folder: Path, report: Repor
             likelihoods.append(negative_log_likelihood(log_probs, targets))
             packed = PackedLogProbs.pack(log_probs)
             np.savez(temporary / f"{number}.npz", codes=packed.codes, lowest=packed.lowest, step=packed.step)
+        generated = scorer.generate(sample.prompt, GENERATED_TOKENS, sample.stop)
+    np.save(temporary / "generated.npy", np.array(generated, dtype=np.int64))
     np.save(temporary / "nll.npy", np.concatenate(likelihoods))
     _publish(temporary, folder)
 

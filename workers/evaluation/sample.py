@@ -16,6 +16,7 @@ from workers.evaluation.windows import Tokens, cut
 
 NAME: Final = "builtin"
 TEXT: Final = Path(__file__).parent / "data" / "sample.txt"
+GENERATED_TOKENS: Final = 24
 QUESTION: Final = "What is the capital of France?"
 
 

@@ -10,6 +10,11 @@ from workers.quantization.base import QuantizationMethod
 REGISTRY: Final[dict[str, str]] = {
     "none": "workers.quantization.methods.none:NoneMethod",
     "bitsandbytes": "workers.quantization.methods.bitsandbytes:BitsAndBytesMethod",
+    "fp8": "workers.quantization.methods.fp8:Fp8Method",
+    "fp4": "workers.quantization.methods.fp4:Fp4Method",
+    "int8": "workers.quantization.methods.int8:Int8Method",
+    "gptq": "workers.quantization.methods.gptq:GptqMethod",
+    "awq": "workers.quantization.methods.awq:AwqMethod",
     "gguf": "workers.quantization.methods.gguf:GgufMethod",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,21 @@ def import_once(target: Path, fill: Callable[[Path], None]) -> Path:
             _settle(partial)
             partial.rename(target)
     return target
+
+
+def import_afresh(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Like `import_once`, where nothing can be resumed: `fill` gets an empty folder, and a failure leaves none."""
+
+    def fill_empty(folder: Path) -> None:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            fill(folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+    return import_once(target, fill_empty)
 
 
 @contextmanager

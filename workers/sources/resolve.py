@@ -10,11 +10,13 @@ from typing import Final
 from app.domain.model_names import ModelName, SourceKind, parse_model_name
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, fingerprint, inspect_checkpoint
-from app.storage.sources import locate_local
+from app.storage.sources import GGUF_SUFFIX, locate_local
 from workers.sources.demo import import_demo
 from workers.sources.folder import canonical_name
+from workers.sources.gguf_import import import_gguf
 from workers.sources.hub import import_from_hub
 from workers.sources.importing import Report
+from workers.sources.upload import import_upload
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Source:
     checkpoint: Checkpoint
 
 
-# Folders have no entry: they are local, or they are not found.
+# Folders have no entry: they are on the disk, or they are not found.
 IMPORTERS: Final[dict[SourceKind, Callable[[ModelName, Settings, Report], Path]]] = {
     SourceKind.DEMO: import_demo,
     SourceKind.HUB: import_from_hub,
+    SourceKind.FILE: import_upload,
 }
 
 
@@ -38,16 +41,18 @@ def resolve(name: str, settings: Settings, report: Report) -> Source:
     """Imports the model if it must be, checks its files and hashes them. A local folder wins over the hub.
 
     `report` gets the fraction done and what is being done. Raises InvalidModelName, PathOutsideRoots,
-    SourceNotFound, PickleCheckpoint, CorruptCheckpoint, IncompatibleModel, HubUnreachable or DiskFull.
+    SourceNotFound, FileNotFound, PickleCheckpoint, UnsafeArchive, CorruptCheckpoint, UnsupportedArchitecture,
+    IncompatibleModel, HubUnreachable or DiskFull.
     """
     model = parse_model_name(name)
     report(0.0, "looking for the model")
-    path = locate_local(model, settings) or IMPORTERS[model.kind](model, settings, report)
+    found = locate_local(model, settings) or IMPORTERS[model.kind](model, settings, report)
+    path = import_gguf(found, settings, report) if found.suffix == GGUF_SUFFIX and found.is_file() else found
     checkpoint = inspect_checkpoint(path)
     report(0.9, "fingerprinting the model")
     digest = fingerprint(path, settings.cache_folder)
     report(1.0, "model ready")
-    return Source(_name(model, path, settings), path, digest, checkpoint)
+    return Source(_name(model, found, settings), path, digest, checkpoint)
 
 
 def _name(model: ModelName, path: Path, settings: Settings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -13,11 +13,9 @@ from app.domain.errors import InvalidParameter, InvalidRequest
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.unit_of_work import Database
 from app.serving_client.client import ServingClient
-from app.streaming import ClientGone, RelayResponse, unless_disconnected
+from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, RelayResponse, unless_disconnected
 
 router = APIRouter(prefix="/v1", tags=["completions"])
-
-CLIENT_CLOSED_REQUEST: Final = 499  # nobody is left to read it; it shows in the access log
 
 
 @router.post("/chat/completions", response_model=None)

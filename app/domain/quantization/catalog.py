@@ -7,12 +7,17 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidParameter, UnknownMethod
-from app.domain.quantization.methods import bitsandbytes, gguf, none
+from app.domain.quantization.methods import awq, bitsandbytes, fp4, fp8, gguf, gptq, int8, none
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 CATALOG: Final[dict[str, MethodSpec]] = {
     "none": none.SPEC,
     "bitsandbytes": bitsandbytes.SPEC,
+    "fp8": fp8.SPEC,
+    "fp4": fp4.SPEC,
+    "int8": int8.SPEC,
+    "gptq": gptq.SPEC,
+    "awq": awq.SPEC,
     "gguf": gguf.SPEC,
 }
 
@@ -49,5 +54,7 @@ def _invalid_parameter(name: str, spec: MethodSpec, error: ValidationError) -> I
     if first["type"] == "extra_forbidden":
         known = ", ".join(spec.params.model_fields) or "none"
         return InvalidParameter(f"method {name!r} has no parameter {field!r}; it has {known}", param=param)
+    if first["type"] == "value_error":  # one of our own, which says it all
+        return InvalidParameter(f"{param}: {first['ctx']['error']}", param=param)
     given = f", not {first['input']!r}" if field else ""
     return InvalidParameter(f"{param}: {first['msg']}{given}", param=param)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from app.domain.artifacts import ArtifactFormat
-from app.domain.errors import UnsupportedArchitecture
+from app.domain.errors import IncompatibleModel, UnsupportedArchitecture
 from app.domain.hardware import Device
 from app.domain.quantization.calibration import CalibrationParams
+
+# A weight inside a numbered layer: embeddings and the output head lie outside.
+LAYER_WEIGHT: Final = re.compile(r"\.\d+\..*\.weight$")
 
 
 class MethodParams(BaseModel, extra="forbid", frozen=True):
@@ -30,6 +34,7 @@ class MethodSpec:
     `bits` estimates stored bits per weight, for disk and memory checks before a job starts.
     `architectures` are those that the method knows, None for any. `widened_by` names the setting that, where it is
     given, lets it take others too.
+    `group_size` is how many weights of a row share a scale, where that must divide every row.
     `packages` are the distributions whose versions are part of an artifact's content address.
     """
 
@@ -41,12 +46,29 @@ class MethodSpec:
     label: Callable[[Any], str]
     bits: Callable[[Any], float]
     packages: tuple[str, ...]
+    group_size: Callable[[Any], int | None] = lambda params: None
     needs_calibration: bool = False
     needs_training: bool = False
     streams: bool = False
     architectures: frozenset[str] | None = None
     widened_by: str | None = None
     min_compute_capability: tuple[int, int] | None = None
+
+    def require_groups(self, params: MethodParams, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises IncompatibleModel where the group size does not divide the rows of a layer's matrix.
+
+        `shapes` are those of the checkpoint's tensors, by name.
+        """
+        group = self.group_size(params)
+        skipped = getattr(params, "skip_modules", ())
+        for name, shape in shapes.items():
+            is_matrix = LAYER_WEIGHT.search(name) and len(shape) == 2
+            if group and is_matrix and shape[1] % group and not any(key in name for key in skipped):
+                raise IncompatibleModel(
+                    f"{name} has rows of {shape[1]} weights, which groups of {group} do not divide; "
+                    f"{_remedy(params, shape[1], group)}",
+                    param="method.group_size" if _has_group_size(params) else "method",
+                )
 
     def require_architecture(self, architecture: str, *, widened: bool = False) -> None:
         """Raises UnsupportedArchitecture. `widened` tells that the setting which `widened_by` names is given."""
@@ -58,3 +80,14 @@ class MethodSpec:
             f"{remedy}GET /v1/quantization/methods lists other methods",
             param="model",
         )
+
+
+def _has_group_size(params: MethodParams) -> bool:
+    return "group_size" in type(params).model_fields
+
+
+def _remedy(params: MethodParams, row: int, group: int) -> str:
+    fitting = next((size for size in (128, 64, 32, 16) if size < group and row % size == 0), None)
+    if _has_group_size(params) and fitting:
+        return f"choose group_size {fitting}"
+    return "choose scales per channel, as fp8 and int8 have by default"

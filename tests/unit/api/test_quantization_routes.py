@@ -46,6 +46,7 @@ def test_a_submitted_job_has_every_field(client: TestClient) -> None:
         "model": "tiny",
         "method": {"type": "none", "dtype": "bf16"},
         "suffix": "v2",
+        "quality_gate": "on",
         "progress": {"fraction": 0.0, "stage": None, "eta_seconds": None},
         "quantized_model": None,
         "reused": False,
@@ -56,6 +57,13 @@ def test_a_submitted_job_has_every_field(client: TestClient) -> None:
         "metadata": {"team": "search"},
     }
     assert abs(job["created_at"] - time.time()) < 60
+
+
+def test_the_quality_gate_can_be_opened(client: TestClient) -> None:
+    assert submit(client, quality={"gate": "off"})["quality_gate"] == "off"
+    refused = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}, "quality": {"gate": "ajar"}})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "quality.gate"
 
 
 def test_the_queue_is_told_after_the_commit(client: TestClient, dispatcher: RecordingDispatcher) -> None:

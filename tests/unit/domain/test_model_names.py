@@ -50,3 +50,13 @@ def test_what_cannot_be_a_name_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(InvalidModelName) as caught:
         parse_model_name(text)
     assert caught.value.param == "model"
+
+
+def test_an_uploads_id_is_a_model_name() -> None:
+    name = "file-0123456789abcdef01234567"
+    assert parse_model_name(name) == ModelName(SourceKind.FILE, name)
+
+
+@pytest.mark.parametrize("text", ["file-0123", "file-0123456789ABCDEF01234567", "./file-0123456789abcdef01234567"])
+def test_what_only_looks_like_an_uploads_id_is_a_folder(text: str) -> None:
+    assert parse_model_name(text) == ModelName(SourceKind.FOLDER, text)

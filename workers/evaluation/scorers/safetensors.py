@@ -8,7 +8,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM
+
+from workers.loading import default_device, load_causal_lm
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -21,10 +22,8 @@ class SafetensorsScorer:
         self.folder = folder
 
     def __enter__(self) -> SafetensorsScorer:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype="auto", device_map=self._device, local_files_only=True, trust_remote_code=False
-        ).eval()
+        self._device = default_device()
+        self._model = load_causal_lm(self.folder)
         return self
 
     def __exit__(

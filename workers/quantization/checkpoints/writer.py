@@ -50,6 +50,11 @@ class CheckpointWriter:
         self._shards[-1].write(name, tensor, size)
         self.total_bytes += size
 
+    def describe(self, metadata: dict[str, str]) -> None:
+        """Adds to the metadata of the file that was written to last."""
+        if metadata:
+            self._shards[-1].metadata |= metadata
+
     def _open_shard(self) -> None:
         if self._shards:
             self._shards[-1].finish()
@@ -81,6 +86,7 @@ class Shard:
         self.header_bytes = -(-header_bytes // ALIGNMENT) * ALIGNMENT
         self.size = 0
         self.entries: dict[str, dict[str, object]] = {}
+        self.metadata: dict[str, str] = {"format": "pt"}
         self.file: BinaryIO = path.open("wb")
         self.file.seek(8 + self.header_bytes)
 
@@ -93,7 +99,7 @@ class Shard:
         self.size += size
 
     def finish(self) -> None:
-        header = json.dumps({"__metadata__": {"format": "pt"}, **self.entries}).encode()
+        header = json.dumps({"__metadata__": self.metadata, **self.entries}).encode()
         if len(header) > self.header_bytes:
             raise ValueError(f"the header needs {len(header)} bytes, {self.header_bytes} were reserved")
         self.file.seek(0)

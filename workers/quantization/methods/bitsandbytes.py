@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from bitsandbytes import functional
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from app.domain.artifacts import QuantizationReport
-from app.domain.errors import IncompatibleModel, UnsupportedArchitecture
+from app.domain.errors import IncompatibleModel
 from app.domain.quantization.methods.bitsandbytes import SPEC, BitsAndBytesParams
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, QuantizationMethod
-from workers.quantization.checkpoints.reader import DTYPE_NAMES, copy_companions, read_tensors
-from workers.quantization.checkpoints.writer import CheckpointWriter, header_bound
+from workers.quantization.linears import find_linears
+from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, stream
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-BLOCK_SIZE: Final = 64  # bitsandbytes' own default, which its loader assumes
-# What a quantized weight becomes: itself and up to five tensors beside it.
-SUFFIXES: Final = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
-STATE_SUFFIX: Final = ".quant_state.bitsandbytes__nf4"
+# What a quantized weight becomes: itself and the tensors beside it.
+SUFFIXES: Final = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+STATE_SUFFIX: Final = ".quant_state.bitsandbytes__"
+INT8_PARTS: Final = ("SCB", "weight_format")
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -33,49 +31,19 @@ class BitsAndBytesMethod(QuantizationMethod[BitsAndBytesParams]):
     spec = SPEC
 
     def quantize(self, source: Checkpoint, target: Path, params: BitsAndBytesParams, run: JobRun) -> QuantizationReport:
-        linears = linear_weights(source)
-        types: Counter[str] = Counter()
-        with CheckpointWriter(
-            target, max_shard_bytes=run.max_shard_bytes, header_bytes=_header_bytes(source)
-        ) as writer:
-            for name, tensor, fraction in read_tensors(source):
-                run.report(fraction, f"quantizing to {params.quantization}")
-                chosen = name in linears
-                for part, value in _quantized(name, tensor, params) if chosen else _kept(name, tensor, params):
-                    writer.write(part, value)
-                types[params.quantization.upper() if chosen else DTYPE_NAMES[value.dtype]] += 1
-        _write_config(source, target, params)
-        copy_companions(source.path, target)
-        return QuantizationReport(
-            tensor_types=dict(types), parameter_count=source.parameter_count, weight_bytes=writer.total_bytes
-        )
+        linears = find_linears(source, params.skip_modules)
+        dtype = DTYPES[params.compute_dtype]
 
+        def convert(name: str, tensor: torch.Tensor) -> Stored:
+            if linears.module_of(name) is None:
+                return kept(name, tensor, dtype)
+            return Stored(params.quantization.upper(), _quantized(name, tensor, params))
 
-def linear_weights(source: Checkpoint) -> frozenset[str]:
-    """Names of the weights that bitsandbytes replaces: those of Linear layers, but not of the output head.
-
-    The model is built without memory, on torch's meta device. Raises UnsupportedArchitecture.
-    """
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise UnsupportedArchitecture(
-            f"transformers cannot build a {source.architecture}: {error}", param="model"
-        ) from error
-    skipped = set(get_keys_to_not_convert(model))
-    return frozenset(
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not _is_below(name, skipped)
-    )
-
-
-def _is_below(name: str, skipped: set[str]) -> bool:
-    return any(name == key or name.startswith(f"{key}.") for key in skipped)
+        conversion = Conversion(f"quantizing to {params.quantization}", convert, _part_names)
+        # Without modules of the user's own, the file says nothing of them, as save_pretrained's does.
+        skipped = linears.skipped if params.skip_modules else None
+        entry = quantization_config(params, skipped).to_dict()
+        return stream(source, target, conversion, {**dtype_entry(dtype), "quantization_config": entry}, run)
 
 
 def _quantized(name: str, weight: torch.Tensor, params: BitsAndBytesParams) -> Named:
@@ -96,15 +64,15 @@ def _int8(name: str, weight: torch.Tensor) -> Named:
 
 def _four_bits(name: str, weight: torch.Tensor, params: BitsAndBytesParams) -> Named:
     """Packed nibbles (out·in/2, 1), the blocks' scales, and the state that dequantization needs."""
-    if weight.numel() % BLOCK_SIZE:
+    if weight.numel() % params.blocksize:
         raise IncompatibleModel(
-            f"{name} has {weight.numel()} values, which blocks of {BLOCK_SIZE} do not divide; "
-            f"choose int8 for this model",
-            param="method.quantization",
+            f"{name} has {weight.numel()} values, which blocks of {params.blocksize} do not divide; choose a "
+            f"smaller blocksize, or int8",
+            param="method.blocksize",
         )
     packed, state = functional.quantize_4bit(
         weight.to(DTYPES[params.compute_dtype]),
-        blocksize=BLOCK_SIZE,
+        blocksize=params.blocksize,
         quant_type=params.quantization,
         compress_statistics=params.double_quant,
     )
@@ -113,31 +81,18 @@ def _four_bits(name: str, weight: torch.Tensor, params: BitsAndBytesParams) -> N
         yield f"{name}.{key}", value
 
 
-def _kept(name: str, tensor: torch.Tensor, params: BitsAndBytesParams) -> Named:
-    yield name, tensor.to(DTYPES[params.compute_dtype]) if tensor.is_floating_point() else tensor
+def _part_names(name: str) -> list[str]:
+    parts = (*SUFFIXES, *(STATE_SUFFIX + kind for kind in ("nf4", "fp4")))
+    return [*(name + suffix for suffix in parts), *(name.removesuffix("weight") + part for part in INT8_PARTS)]
 
 
-def _header_bytes(source: Checkpoint) -> int:
-    names = [name + suffix for name in source.tensors for suffix in (*SUFFIXES, STATE_SUFFIX)]
-    return header_bound(names)
-
-
-def _write_config(source: Checkpoint, target: Path, params: BitsAndBytesParams) -> None:
-    config: dict[str, Any] = {
-        **source.config,
-        "dtype": str(DTYPES[params.compute_dtype]).removeprefix("torch."),
-        "quantization_config": quantization_config(params).to_dict(),
-    }
-    config.pop("torch_dtype", None)  # the same entry's older name
-    (target / "config.json").write_text(json.dumps(config, indent=2))
-
-
-def quantization_config(params: BitsAndBytesParams) -> BitsAndBytesConfig:
+def quantization_config(params: BitsAndBytesParams, skipped: list[str] | None = None) -> BitsAndBytesConfig:
     """The same choice in transformers' words."""
     if params.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=params.threshold, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,
         bnb_4bit_quant_type=params.quantization,
         bnb_4bit_use_double_quant=params.double_quant,
         bnb_4bit_compute_dtype=DTYPES[params.compute_dtype],

@@ -12,7 +12,8 @@ from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.artifacts import QuantizationReport
-from app.domain.errors import NotFound, UnsupportedArchitecture
+from app.domain.errors import UnsupportedArchitecture
+from app.domain.files import FilePurpose
 from app.domain.quantization.calibration import CalibrationRecord
 from app.domain.quantization.methods.gguf import SPEC, GgufParams
 from app.storage.checkpoints import Checkpoint
@@ -71,20 +72,13 @@ def _importance(
     source: Checkpoint, converted: Path, params: GgufParams, run: JobRun
 ) -> tuple[Importance | None, CalibrationRecord | None]:
     if params.importance_matrix not in ("auto", "none"):
-        return uploaded_importance(params.importance_matrix), None
+        path = run.upload(params.importance_matrix, FilePurpose.IMATRIX, param="method.importance_matrix")
+        return read_importance(path), None
     wanted = params.calibration_wanted()
     if wanted is None:
         return None, None
     calibration = run.calibration(wanted, Part(run, 0.0, 0.25).report)
     return importance_of(source, converted, calibration, Part(run, 0.25, 1.0)), calibration.record
-
-
-def uploaded_importance(file_id: str) -> Importance:
-    """Raises NotFound where the installation has no such file."""
-    raise NotFound(
-        f"there is no uploaded file {file_id!r}; upload it again or set importance_matrix to 'auto'",
-        param="method.importance_matrix",
-    )
 
 
 def converted_file(source: Checkpoint, run: JobRun) -> Path:

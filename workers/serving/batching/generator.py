@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     ContinuousBatchingConfig,
     GenerationConfig,
@@ -28,6 +26,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from app.domain.errors import EngineFailed
+from workers.loading import load_causal_lm
 from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, TokenLogprob
 from workers.serving.batching.text import TextStream
 
@@ -83,7 +82,7 @@ class BatchedGenerator:
 
     def __init__(self, folder: Path, *, context_length: int, cache_tokens: int, slots: int) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = _load_model(folder)
+        self.model = load_causal_lm(folder)
         config = self.model.config.get_text_config()
         self.context_length = min(context_length, getattr(config, "max_position_embeddings", context_length))
         self.vocabulary_size: int = config.vocab_size
@@ -163,15 +162,6 @@ class BatchedGenerator:
         self.manager.cancel_request(request_id)
         self.sampler.states.pop(request_id, None)
         self.manager.output_router.result_handlers.pop(request_id, None)
-
-
-def _load_model(folder: Path) -> Any:
-    """On a GPU if there is one. Runs no code from the checkpoint and asks no hub."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", device_map={"": device}, local_files_only=True, trust_remote_code=False
-    )
-    return model.eval()
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

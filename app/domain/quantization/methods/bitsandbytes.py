@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
+from app.domain.quantization.modules import SkipModules
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 
@@ -25,10 +26,21 @@ class BitsAndBytesParams(MethodParams):
         default="bf16", description="Type in which 4-bit layers multiply when the model runs."
     )
 
+    blocksize: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
+        default=64, description="Weights that share one scale (4-bit types)."
+    )
+    threshold: float = Field(
+        default=6.0, ge=0, description="Input columns that reach beyond it multiply in 16 bits (int8)."
+    )
+    skip_modules: SkipModules = ()
+
     @model_validator(mode="after")
-    def _double_quant_is_for_4_bits(self) -> BitsAndBytesParams:
-        if self.double_quant and self.quantization == "int8":
-            raise ValueError("double_quant applies to nf4 and fp4 only; leave it out for int8")
+    def _parameters_fit_the_type(self) -> BitsAndBytesParams:
+        if self.quantization == "int8":
+            if self.double_quant or self.blocksize != 64:
+                raise ValueError("double_quant and blocksize apply to nf4 and fp4 only; leave them out for int8")
+        elif self.threshold != 6.0:
+            raise ValueError("threshold applies to int8 only; leave it out for nf4 and fp4")
         return self
 
 
@@ -39,7 +51,8 @@ def _label(params: BitsAndBytesParams) -> str:
 def _bits(params: BitsAndBytesParams) -> float:
     if params.quantization == "int8":
         return 8.1
-    return 4.13 if params.double_quant else 4.5
+    # A float32 scale per block; double quantization leaves eight bits of it.
+    return 4 + (8.5 if params.double_quant else 32) / params.blocksize
 
 
 SPEC = MethodSpec(

@@ -113,9 +113,7 @@ class GgufParams(MethodParams):
     @classmethod
     def _known_matrix(cls, value: str) -> str:
         if value not in ("auto", "none") and not UPLOAD.fullmatch(value):
-            raise ValueError(
-                "use auto, none, or the id of an uploaded file (POST /v1/files, purpose importance_matrix)"
-            )
+            raise ValueError("use auto, none, or the id of an uploaded file (POST /v1/files, purpose imatrix)")
         return value
 
     @field_validator("tensor_types")

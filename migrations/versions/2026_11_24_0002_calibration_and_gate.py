@@ -1,4 +1,4 @@
-"""calibration record of artifacts
+"""calibration record of artifacts, quality gate of jobs
 
 Revision: 0002
 Follows: 0001
@@ -17,7 +17,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("artifacts", sa.Column("calibration", sa.JSON(), nullable=True))
+    op.add_column("jobs", sa.Column("gate", sa.String(length=8), nullable=False, server_default="on"))
 
 
 def downgrade() -> None:
+    op.drop_column("jobs", "gate")
     op.drop_column("artifacts", "calibration")

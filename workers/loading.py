@@ -1,0 +1,36 @@
+"""Loads a checkpoint in safetensors, plain or quantized, for whoever runs it: scorers and engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_causal_lm(folder: Path) -> Any:
+    """The model in its own precision, on a GPU if there is one. Runs no code from it and asks no hub."""
+    if _differs_by_module(folder):
+        return _load_with_gptqmodel(folder)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", device_map={"": default_device()}, local_files_only=True, trust_remote_code=False
+    ).eval()
+
+
+def _differs_by_module(folder: Path) -> bool:
+    """Whether this is GPTQ with bits that differ by module, which transformers' own loader does not read."""
+    quantization = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    return quantization.get("quant_method") == "gptq" and bool(quantization.get("dynamic"))
+
+
+def _load_with_gptqmodel(folder: Path) -> Any:
+    from gptqmodel import GPTQModel
+
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return GPTQModel.load(str(folder), device=device, trust_remote_code=False).model.eval()

@@ -1,0 +1,1 @@
+"""The arithmetic of methods as pure functions of tensors."""

@@ -1,0 +1,136 @@
+"""Weights in the compressed-tensors format, which transformers and vLLM load.
+
+The arithmetic and the layouts are the library's: https://github.com/vllm-project/compressed-tensors
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.format import infer_module_format
+from compressed_tensors.quantization import (
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    QuantizationStrategy,
+    preset_name_to_scheme,
+)
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+from app.domain.artifacts import QuantizationReport
+from app.domain.errors import IncompatibleModel
+from app.storage.checkpoints import Checkpoint
+from workers.quantization.base import JobRun
+from workers.quantization.linears import Linears
+from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, model_dtype, stream
+
+Tensors = dict[str, torch.Tensor]
+
+# What may stand behind a module's name for each of its tensors.
+PARTS: Final = ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_zero_point", "weight_shape")
+
+
+def scheme(preset: str) -> QuantizationScheme:
+    """One of the library's presets, such as FP8_DYNAMIC or W8A8, for all Linear layers."""
+    found = preset_name_to_scheme(preset, ["Linear"])
+    found.format = infer_module_format(torch.nn.Linear, found)
+    return found
+
+
+def stream_compressed(
+    source: Checkpoint, target: Path, linears: Linears, scheme: QuantizationScheme, type_name: str, run: JobRun
+) -> QuantizationReport:
+    """Quantizes the chosen Linear layers one by one; the other tensors keep 16 bits."""
+    dtype = model_dtype(source)
+
+    def convert(name: str, tensor: torch.Tensor) -> Stored:
+        module = linears.module_of(name)
+        if module is None:
+            return kept(name, tensor, dtype)
+        parts = compress(module, tensor.to(dtype), scheme)
+        return Stored(type_name, [(f"{module}.{part}", value) for part, value in parts.items()])
+
+    conversion = Conversion(f"quantizing to {type_name}", convert, part_names)
+    entry = configuration(scheme, linears.skipped)
+    return stream(source, target, conversion, {**dtype_entry(dtype), "quantization_config": entry}, run)
+
+
+def part_names(name: str) -> list[str]:
+    return [name, *(name.removesuffix("weight") + part for part in PARTS)]
+
+
+def compress(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> Tensors:
+    """The tensors, by their local names, that a Linear's weight (out, in) becomes.
+
+    Raises IncompatibleModel when the scheme's groups do not divide its rows.
+    """
+    _require_divisible(module, weight, scheme)
+    state = {"weight": weight, **_scales(weight.float(), scheme)}
+    compressor = BaseCompressor.get_value_from_registry(scheme.format.value)
+    tensors: Tensors = compressor.compress(state, scheme)
+    return {name: _without_gradient(tensor) for name, tensor in tensors.items()}
+
+
+def _without_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous()
+
+
+def _require_divisible(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> None:
+    group = scheme.weights.group_size
+    if group is not None and group > 0 and weight.shape[-1] % group:
+        raise IncompatibleModel(
+            f"{module} has rows of {weight.shape[-1]} weights, which groups of {group} do not divide; name it in "
+            f"skip_modules, or choose a method with scales per channel",
+            param="method",
+        )
+
+
+def _scales(weight: torch.Tensor, scheme: QuantizationScheme) -> Tensors:
+    """Scales from the extremes of each channel, group or block; a global one where the format has it."""
+    arguments = scheme.weights
+    low, high = _extremes(weight, arguments)
+    state: Tensors = {}
+    if arguments.strategy == QuantizationStrategy.TENSOR_GROUP:
+        state["weight_global_scale"] = generate_gparam(weight.min(), weight.max())
+    scale, zero_point = calculate_qparams(low, high, arguments, global_scale=state.get("weight_global_scale"))
+    state["weight_scale"] = scale
+    if not arguments.symmetric:
+        state["weight_zero_point"] = zero_point
+    return state
+
+
+def _extremes(weight: torch.Tensor, arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and greatest weight of each part that has a scale of its own."""
+    match arguments.strategy:
+        case QuantizationStrategy.TENSOR:
+            return weight.min(), weight.max()
+        case QuantizationStrategy.CHANNEL:
+            return weight.amin(dim=1, keepdim=True), weight.amax(dim=1, keepdim=True)
+        case QuantizationStrategy.BLOCK:
+            blocks = _blocks(weight, *arguments.block_structure)
+            return blocks.amin(dim=(1, 3)), blocks.amax(dim=(1, 3))
+        case _:
+            groups = weight.unflatten(1, (-1, arguments.group_size))
+            return groups.amin(dim=-1), groups.amax(dim=-1)
+
+
+def _blocks(weight: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(out, in) as (rows of blocks, height, columns of blocks, width); zeros fill the last ones."""
+    rows, columns = -(-weight.shape[0] // height), -(-weight.shape[1] // width)
+    padding = (0, columns * width - weight.shape[1], 0, rows * height - weight.shape[0])
+    return torch.nn.functional.pad(weight, padding).reshape(rows, height, columns, width)
+
+
+def configuration(scheme: QuantizationScheme, ignore: list[str]) -> dict[str, Any]:
+    """The entry `quantization_config` of config.json."""
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme},
+        format=scheme.format.value,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=ignore,
+    )
+    entry: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    return entry

@@ -1,0 +1,124 @@
+"""What GPTQ and AWQ share: gptqmodel does the work, layer by layer, and writes both layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+# Read when the library is imported: with its own default it starts more threads than small machines have cores.
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
+
+from gptqmodel import BACKEND, GPTQModel
+from gptqmodel.looper.checkpoint_store import CheckpointConfig
+
+from app.domain.artifacts import QuantizationReport
+from app.domain.errors import UnsupportedArchitecture
+from app.storage.checkpoints import Checkpoint
+from app.storage.tensor_headers import read_tensor_infos
+from workers.calibration.windows import CalibrationSet
+from workers.quantization.base import JobRun
+from workers.quantization.checkpoints.reader import copy_companions
+from workers.quantization.streaming import model_dtype
+
+BATCH: Final = 4
+
+
+class LayerProgress:
+    """Told by gptqmodel of each finished layer."""
+
+    def __init__(self, run: JobRun, layers: int, stage: str) -> None:
+        self.run = run
+        self.layers = layers
+        self.stage = stage
+
+    def layer_complete(self, layer_idx: int, submodule_finalized: bool) -> None:
+        if not submodule_finalized:
+            self.run.report((layer_idx + 1) / self.layers, self.stage)
+
+
+def quantize_packed(
+    source: Checkpoint,
+    target: Path,
+    config: Any,
+    calibration: CalibrationSet,
+    run: JobRun,
+    *,
+    backend: BACKEND = BACKEND.AUTO,
+    resumable: bool = False,
+) -> None:
+    """Writes the quantized model into `target`. Raises UnsupportedArchitecture.
+
+    `config` is gptqmodel's. A resumable run keeps a checkpoint of every layer and goes on from the last.
+    """
+    # The other way of packing would compile C++ here and now, for which servers need have no compiler.
+    config.pack_impl = "original"
+    config.offload_to_disk_path = str(target.parent / "offload")
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    run.report(0.0, "loading the model")
+    try:
+        model = GPTQModel.load(str(source.path), config, device=device, dtype=model_dtype(source))
+    except (TypeError, NotImplementedError) as error:
+        raise UnsupportedArchitecture(f"gptqmodel knows no {source.architecture}: {error}", param="model") from error
+    layers = source.config["num_hidden_layers"]
+    model.layer_callback = LayerProgress(run, layers, f"quantizing {layers} layers")
+    checkpoint = CheckpointConfig(path=run.checkpoints / "layers") if resumable else None
+    model.quantize(_examples(calibration), batch_size=BATCH, backend=backend, checkpoint=checkpoint)
+    run.report(1.0, "writing the model")
+    model.save(str(target), max_shard_size=run.max_shard_bytes)
+    _tidy(source, target)
+
+
+def _examples(calibration: CalibrationSet) -> list[dict[str, torch.Tensor]]:
+    rows = torch.from_numpy(calibration.windows)
+    return [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in rows]
+
+
+def _tidy(source: Checkpoint, target: Path) -> None:
+    """Keeps weights and configuration; the tokenizer is the source's own, not the library's copy of it."""
+    shutil.rmtree(target.parent / "offload", ignore_errors=True)
+    for path in target.iterdir():
+        if path.name not in ("config.json", "quantize_config.json") and ".safetensors" not in path.name:
+            path.unlink()
+    _rewrite(target / "config.json", lambda config: _without_run(config["quantization_config"]))
+    _rewrite(target / "quantize_config.json", _without_run)
+    copy_companions(source.path, target)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _without_run(config: dict[str, Any]) -> None:
+    """Leaves out what describes the run, such as its folders, and not the model."""
+    config["meta"] = {"quantizer": config["meta"]["quantizer"]}
+
+
+def report_packed(
+    source: Checkpoint, target: Path, type_of: Callable[[str], str], calibration: CalibrationSet
+) -> QuantizationReport:
+    """Counts what was really packed. `type_of` names the type of a module's weight."""
+    stored = {
+        name: info for file in sorted(target.glob("*.safetensors")) for name, info in read_tensor_infos(file).items()
+    }
+    types: Counter[str] = Counter()
+    for name in source.tensors:
+        module = name.removesuffix(".weight")
+        if f"{module}.qweight" in stored:
+            types[type_of(module)] += 1
+        elif name in stored:
+            types[stored[name].dtype] += 1
+    return QuantizationReport(
+        tensor_types=dict(types),
+        parameter_count=source.parameter_count,
+        weight_bytes=sum(info.end - info.start for info in stored.values()),
+        calibration=calibration.record,
+    )

@@ -1,0 +1,24 @@
+"""Finds uploaded files for jobs."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from app.domain.files import FilePurpose, require_purpose
+from app.persistence.files import FileRepository
+from app.persistence.tables import FileRow
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage.files import locate
+
+
+def find_upload(file_id: str, purpose: FilePurpose, settings: Settings, *, param: str) -> tuple[FileRow, Path]:
+    """An uploaded file and where it lies; `param` is the job's field that names it.
+
+    Raises FileNotFound, or InvalidParameter for a file of another purpose.
+    """
+    with closing(Database(settings.database)) as database, database.reading() as session:
+        row = FileRepository(session).get(file_id, param=param)
+    require_purpose(row.id, row.purpose, purpose, param=param)
+    return row, locate(row, settings)
