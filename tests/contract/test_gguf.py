@@ -175,7 +175,7 @@ def test_another_programs_conversion_is_quantized_and_proven(
     text = (copy / "config.json").read_text().replace("LlamaForCausalLM", "UnheardOfForCausalLM")
     (copy / "config.json").write_text(text)
     unknown = inspect_checkpoint(copy)
-    method = {"type": "gguf", "quantization": "IQ3_XXS"}
+    method = {"type": "gguf", "quantization": "Q5_K_M"}
     with pytest.raises(UnsupportedArchitecture, match=r"UnheardOfForCausalLM.*BITMILL_GGUF_CONVERTER"):
         quantize(unknown, method, tmp_path / "refused", RecordingRun(unknown, tmp_path / "stages"))
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(CONVERTER)} {{source}} {{target}}"
