@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tiny:nf4": {"type": "bitsandbytes", "quantization": "nf4"},
     "tiny:fp4": {"type": "bitsandbytes", "quantization": "fp4"},
     "tiny:Q8_0": {"type": "gguf", "quantization": "Q8_0"},
+    "tiny:F16-parts": {"type": "gguf", "quantization": "F16", "split_bytes": 600_000},
 }
 BASE = "org/tiny"
 SPEAKING = "demo/smollm2"
