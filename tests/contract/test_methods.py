@@ -115,6 +115,7 @@ def test_a_method_makes_an_artifact_that_passes_the_gate(
     name: str, checkpoint: Checkpoint, shared_settings: Settings, shared_stages: Path, tmp_path: Path
 ) -> None:
     run = RecordingRun(checkpoint, shared_stages)
+    run.checkpoints = tmp_path / "checkpoints"  # each recipe has its own to go on from
     report, output = quantize(checkpoint, RECIPES[name], tmp_path / "artifact", run)
     card = prove(checkpoint, tmp_path / "artifact", output, shared_settings)
     fractions = [fraction for fraction, _ in run.reports]
