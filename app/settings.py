@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -91,6 +92,12 @@ class Settings(BaseSettings):
     evaluation_windows: int = Field(
         default=4, ge=1, description="Windows of the built-in sample that are scored at most."
     )
+    gguf_converter: str | None = Field(
+        default=None,
+        description="Command that makes GGUF files of architectures without a built-in converter, with `{source}` (a "
+        "checkpoint's folder) and `{target}` (the file to write) in it, such as `/opt/llama.cpp/venv/bin/python "
+        "/opt/llama.cpp/convert_hf_to_gguf.py {source} --outfile {target} --outtype bf16`. No shell reads it.",
+    )
     log_level: str = Field(default="INFO", description="Level of every process's log.")
 
     @field_validator("source_roots", mode="before")
@@ -102,6 +109,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return _split(value, ",")
+
+    @field_validator("gguf_converter")
+    @classmethod
+    def _has_places(cls, value: str | None) -> str | None:
+        if value is not None and not ("{source}" in value and "{target}" in value and shlex.split(value)):
+            raise ValueError("the command must say {source} and {target}")
+        return value
+
+    def is_given(self, name: str | None) -> bool:
+        """Whether an optional setting has a value; `name` None names none."""
+        return name is not None and getattr(self, name) is not None
 
     @property
     def data_folder(self) -> Path:

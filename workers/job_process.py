@@ -13,7 +13,7 @@ from typing import Final
 from app.domain.artifacts import Gate
 from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
 from app.domain.quantization.catalog import parse_method
-from app.domain.quantization.spec import MethodParams
+from app.domain.quantization.spec import MethodParams, MethodSpec
 from app.processes import die_with_parent
 from app.settings import Settings, get_settings
 from app.storage import artifacts
@@ -37,7 +37,7 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     spec, params = parse_method(task["method"])
     source = resolve(task["model"], settings, Reporter(channel, RESOLVE).report)
     documents = read_calibration_documents(params.calibration_wanted(), settings)
-    inputs = inputs_of(params.calibration_wanted(), documents)
+    inputs = inputs_of(params.calibration_wanted(), documents) | _widened(spec, source.checkpoint, settings)
     description = _describe(source.name, source.fingerprint, source.checkpoint)
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
@@ -47,11 +47,17 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
 
 
+def _widened(spec: MethodSpec, checkpoint: Checkpoint, settings: Settings) -> dict[str, str]:
+    """The setting that makes this architecture possible, if it takes one: the result depends on its value."""
+    known = spec.architectures is None or checkpoint.architecture in spec.architectures
+    return {} if known or spec.widened_by is None else {spec.widened_by: str(getattr(settings, spec.widened_by))}
+
+
 def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
     from workers.quantization.registry import load_method
 
     checkpoint = run.source.checkpoint
-    run.spec.require_architecture(checkpoint.architecture)
+    run.spec.require_architecture(checkpoint.architecture, widened=run.settings.is_given(run.spec.widened_by))
     run.spec.require_groups(params, {name: info.shape for name, info in checkpoint.tensors.items()})
     target.mkdir()
     needed = int(checkpoint.parameter_count * run.spec.bits(params) / 8)

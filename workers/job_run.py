@@ -55,12 +55,20 @@ class Run:
     def max_shard_bytes(self) -> int:
         return self.settings.max_shard_bytes
 
+    @property
+    def gguf_converter(self) -> str | None:
+        return self.settings.gguf_converter
+
     def report(self, fraction: float, stage: str) -> None:
         self.reporter.report(fraction, stage)
 
     def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         shared = {"source": self.source.fingerprint, "versions": versions_of(self.spec.packages)}
         return self.stages.get(name, shared | recipe, build)
+
+    def upload(self, file_id: str, purpose: FilePurpose, *, param: str) -> Path:
+        _, path = find_upload(file_id, purpose, self.settings, param=param)
+        return path
 
     def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
         from workers.calibration.loading import load_calibration

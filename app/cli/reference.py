@@ -5,6 +5,7 @@ A test compares them with the files in docs/, so that neither can drift.
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any, Final
@@ -49,18 +50,46 @@ def _method_section(spec: MethodSpec) -> list[str]:
     devices = " or ".join(sorted(device.value.upper() for device in spec.devices))
     lines = [f"## `{spec.name}`", "", f"{spec.summary}. Writes {spec.output.value}; runs on a {devices}.", ""]
     if spec.architectures:
-        lines += [f"Architectures: {', '.join(sorted(spec.architectures))}.", ""]
+        others = f" Others need the setting `BITMILL_{spec.widened_by.upper()}`." if spec.widened_by else ""
+        lines += [f"Architectures: {', '.join(sorted(spec.architectures))}.{others}", ""]
     lines += ["| parameter | values | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, schema in spec.params.model_json_schema().get("properties", {}).items():
-        default = (
-            str(schema.get("default", "")).lower() if schema.get("type") == "boolean" else schema.get("default", "")
-        )
-        lines.append(f"| `{name}` | {_values(schema)} | `{default}` | {schema.get('description', '')} |")
-    return [*lines, ""]
+    return [*lines, *_parameter_rows(spec.params.model_json_schema()), ""]
 
 
-def _values(schema: dict[str, Any]) -> str:
-    return ", ".join(str(value) for value in schema.get("enum", [])) or str(schema.get("type", ""))
+def _parameter_rows(schema: dict[str, Any]) -> list[str]:
+    """A row for each parameter; one that is an object of named fields has a row for each of those too."""
+    rows = []
+    for path, field in _fields(schema, schema.get("$defs", {}), ""):
+        meaning = field.get("description", "").replace("|", "\\|")
+        rows.append(f"| `{path}` | {_values(field)} | {_default(field)} | {meaning} |")
+    return rows
+
+
+def _fields(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for name, field in schema.get("properties", {}).items():
+        found.append((prefix + name, field))
+        reference = field.get("$ref", "").rpartition("/")[2]
+        if reference:
+            found += _fields(definitions[reference], definitions, f"{prefix}{name}.")
+    return found
+
+
+def _default(field: dict[str, Any]) -> str:
+    """Of an object whose fields have rows of their own, those tell the defaults."""
+    value = field.get("default")
+    if value is None or "$ref" in field:
+        return ""
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+def _values(field: dict[str, Any]) -> str:
+    if "anyOf" in field:  # a value that may be left out
+        return " or ".join(_values(option) for option in field["anyOf"] if option.get("type") != "null")
+    if "additionalProperties" in field:
+        return f"object of {_values(field['additionalProperties'])}"
+    known = ", ".join(str(value) for value in field.get("enum", []))
+    return known or ("object" if "$ref" in field else str(field.get("type", "")))
 
 
 def commands_page() -> str:

@@ -85,7 +85,7 @@ class QuantizationJobService:
         if folder is None or folder.is_file():
             return
         checkpoint = inspect_checkpoint(folder)
-        spec.require_architecture(checkpoint.architecture)
+        spec.require_architecture(checkpoint.architecture, widened=self.settings.is_given(spec.widened_by))
         spec.require_groups(params, {name: info.shape for name, info in checkpoint.tensors.items()})
         needed = int(checkpoint.parameter_count * spec.bits(params) / 8)
         require_free_disk(self.settings.artifacts_folder, needed, self.settings.min_free_disk_bytes)

@@ -35,6 +35,13 @@ def locate(row: Stored, settings: Settings) -> Path:
     return settings.artifacts_folder / row.path
 
 
+def gguf_file(folder: Path) -> Path | None:
+    """The file from which llama.cpp loads a GGUF artifact: `model.gguf`, or the first part of a split one."""
+    whole = folder / "model.gguf"
+    parts = sorted(folder.glob("model-00001-of-*.gguf"))
+    return whole if whole.is_file() else next(iter(parts), None)
+
+
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -14,9 +14,10 @@ from app.domain.errors import CorruptCheckpoint, IncompatibleModel, PickleCheckp
 from app.storage.artifacts import file_sha256
 from app.storage.tensor_headers import TensorInfo, read_tensor_infos
 
-__all__ = ["Checkpoint", "TensorInfo", "fingerprint", "inspect_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "fingerprint", "inspect_checkpoint", "stop_token_ids"]
 
 CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
 WEIGHTS: Final = "model.safetensors"
 WEIGHTS_INDEX: Final = "model.safetensors.index.json"
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -58,6 +59,16 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
         parameter_count=sum(math.prod(info.shape) for info in tensors.values()),
         weight_bytes=sum(info.end - info.start for info in tensors.values()),
     )
+
+
+def stop_token_ids(checkpoint: Checkpoint) -> list[int]:
+    """Tokens that end a generation by config.json and generation_config.json, in that order."""
+    path = checkpoint.path / GENERATION_CONFIG
+    generation = read_json_object(path) if path.is_file() else {}
+    found: list[int] = []
+    for value in (checkpoint.config.get("eos_token_id"), generation.get("eos_token_id")):
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return list(dict.fromkeys(found))
 
 
 def _corrupt(problem: str) -> NoReturn:

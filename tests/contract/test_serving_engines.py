@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tiny:gptq-mixed": {"type": "gptq", "group_size": 64, "overrides": {"mlp": {"bits": 8}}, "calibration": FEW},
     "tiny:awq": {"type": "awq", "group_size": 64, "calibration": FEW},
     "tiny:Q8_0": {"type": "gguf", "quantization": "Q8_0"},
+    "tiny:F16-parts": {"type": "gguf", "quantization": "F16", "split_bytes": 600_000},
 }
 BASE = "org/tiny"
 SPEAKING = "demo/smollm2"

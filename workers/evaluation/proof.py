@@ -11,6 +11,7 @@ import numpy as np
 from app.domain.artifacts import ArtifactFormat, Measurement, QualityCard
 from app.domain.errors import QualityGateFailed
 from app.settings import Settings
+from app.storage.artifacts import gguf_file
 from app.storage.checkpoints import Checkpoint
 from workers.evaluation import sample as samples
 from workers.evaluation.metrics import (
@@ -47,6 +48,8 @@ def prove_artifact(
     report(0.5, "loading the artifact")
     with open_scorer(artifact, format_, sample.context_length) as scorer:
         _require_same_tokens(scorer, sample)
+        _require_same_ends(scorer, sample)
+        _require_template(scorer, sample)
         text = _generate(scorer, sample, reference)
         return _measure(scorer, sample, reference, text, _part(report, 0.5, 1.0))
 
@@ -56,7 +59,10 @@ def open_scorer(artifact: Path, format_: ArtifactFormat, context_length: int) ->
     if format_ is ArtifactFormat.GGUF:
         from workers.evaluation.scorers.gguf import GgufScorer
 
-        return GgufScorer(artifact / "model.gguf", context_length)
+        found = gguf_file(artifact)
+        if found is None:
+            raise QualityGateFailed("the artifact's folder holds no GGUF file; submit the job again")
+        return GgufScorer(found, context_length)
     from workers.evaluation.scorers.safetensors import SafetensorsScorer
 
     return SafetensorsScorer(artifact)
@@ -75,6 +81,25 @@ def _require_same_tokens(scorer: Scorer, sample: Sample) -> None:
         raise QualityGateFailed(
             f"the artifact's tokenizer differs from the original's at token {place} of the sample; "
             f"text would be read differently. Choose a safetensors method for this model"
+        )
+
+
+def _require_same_ends(scorer: Scorer, sample: Sample) -> None:
+    for token in sorted(scorer.goes_on_after(sample.stop)):
+        text = sample.tokenizer.convert_ids_to_tokens(token)
+        raise QualityGateFailed(
+            f"the original ends a generation at token {token} ({text!r}), the artifact's engine would go on; answers "
+            f"would not stop. Correct eos_token_id in the model's config.json and generation_config.json, or choose a "
+            f"safetensors method"
+        )
+
+
+def _require_template(scorer: Scorer, sample: Sample) -> None:
+    template = sample.tokenizer.chat_template
+    if isinstance(template, str) and scorer.lacks_template(template):
+        raise QualityGateFailed(
+            "the artifact does not hold the original's chat template; conversations would be formatted otherwise. "
+            "Choose a safetensors method for this model"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from app.settings import Settings
-from app.storage.checkpoints import Checkpoint
+from app.storage.checkpoints import Checkpoint, stop_token_ids
 from workers.evaluation.windows import Tokens, cut
 
 NAME: Final = "builtin"
@@ -71,13 +70,5 @@ def _prompt(tokenizer: Any) -> Tokens:
 
 def _stop(checkpoint: Checkpoint, tokenizer: Any) -> frozenset[int]:
     """Every token that ends a turn, by the tokenizer, config.json and generation_config.json."""
-    path = checkpoint.path / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
-    found: set[int] = set()
-    for value in (
-        tokenizer.eos_token_id,
-        checkpoint.config.get("eos_token_id"),
-        generation.get("eos_token_id"),
-    ):
-        found.update(value if isinstance(value, list) else [value] if value is not None else [])
-    return frozenset(found)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return frozenset([*own, *stop_token_ids(checkpoint)])

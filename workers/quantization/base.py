@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from app.domain.artifacts import QuantizationReport
+from app.domain.files import FilePurpose
 from app.domain.quantization.calibration import CalibrationParams
 from app.domain.quantization.spec import MethodParams, MethodSpec
 from app.storage.checkpoints import Checkpoint
@@ -27,6 +28,10 @@ class JobRun(Protocol):
         """Size limit of one safetensors file."""
 
     @property
+    def gguf_converter(self) -> str | None:
+        """The command that converts what the built-in converter to GGUF does not know, with {source} and {target}."""
+
+    @property
     def checkpoints(self) -> Path:
         """A folder that outlives a lost attempt, for a library that can go on from where it was."""
 
@@ -38,6 +43,9 @@ class JobRun(Protocol):
 
         The model may have to write them itself: `report` is told how far that is.
         """
+
+    def upload(self, file_id: str, purpose: FilePurpose, *, param: str) -> Path:
+        """An uploaded file; `param` is the parameter that names it. Raises FileNotFound or InvalidParameter."""
 
     def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         """A folder that `build` filled, now or for an earlier job on the same source with the same recipe.
@@ -55,10 +63,15 @@ class Part:
         self._end = end
         self.calibration = run.calibration
         self.stage = run.stage
+        self.upload = run.upload
 
     @property
     def max_shard_bytes(self) -> int:
         return self._run.max_shard_bytes
+
+    @property
+    def gguf_converter(self) -> str | None:
+        return self._run.gguf_converter
 
     @property
     def checkpoints(self) -> Path:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,7 +70,8 @@ def quantize_packed(
     layers = source.config["num_hidden_layers"]
     model.layer_callback = LayerProgress(run, layers, f"quantizing {layers} layers")
     checkpoint = CheckpointConfig(path=run.checkpoints / "layers") if resumable else None
-    model.quantize(_examples(calibration), batch_size=BATCH, backend=backend, checkpoint=checkpoint)
+    with chdir(target.parent):  # the library writes a folder of logs wherever it stands
+        model.quantize(_examples(calibration), batch_size=BATCH, backend=backend, checkpoint=checkpoint)
     run.report(1.0, "writing the model")
     model.save(str(target), max_shard_size=run.max_shard_bytes)
     _tidy(source, target)

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from app.domain.errors import UnsupportedArchitecture
 from app.storage.checkpoints import read_json_object
-from workers.quantization.gguf.pretokenizer import canonical_name, pre_tokenizer_of
+from workers.quantization.gguf.pretokenizer import canonical_name, pre_tokenizer_of, takes_whole_first
 from workers.sources.gguf_metadata import GgufMetadata
 
 # llama.cpp's families: byte-level BPE, whose pre-tokenizer has a name of its own, and SentencePiece.
 BYTE_LEVEL: Final = "gpt2"
 FAMILIES: Final = (BYTE_LEVEL, "llama")
-# These take a whole word that is in the vocabulary before any merge, and begin each text with the BOS token.
-WHOLE_WORDS_FIRST: Final = "llama-bpe"
+# Under these names llama.cpp begins each text with the BOS token, unless the file says otherwise.
+BEGINNING: Final = ("llama-bpe", "tekken")
 
 
 def save_tokenizer(gguf: Path, metadata: GgufMetadata, folder: Path) -> None:
@@ -30,7 +30,7 @@ def save_tokenizer(gguf: Path, metadata: GgufMetadata, folder: Path) -> None:
             param="model",
         )
     name = canonical_name(metadata.value("tokenizer.ggml.pre") or "default") if family == BYTE_LEVEL else ""
-    begins = {"add_bos_token": True} if name == WHOLE_WORDS_FIRST else {}
+    begins = {"add_bos_token": metadata.value("tokenizer.ggml.add_bos_token") is not False} if name in BEGINNING else {}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **begins)
     tokenizer.model_max_length = metadata.value(f"{metadata.architecture}.context_length")
     tokenizer.save_pretrained(folder)
@@ -42,5 +42,5 @@ def _set_rules(path: Path, name: str) -> None:
     """transformers falls back to GPT-2's rule for a name that it does not know, such as smollm."""
     content: dict[str, Any] = read_json_object(path)
     content["pre_tokenizer"] = pre_tokenizer_of(name)
-    content["model"]["ignore_merges"] = name == WHOLE_WORDS_FIRST
+    content["model"]["ignore_merges"] = takes_whole_first(name)
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

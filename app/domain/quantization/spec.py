@@ -32,6 +32,8 @@ class MethodSpec:
 
     `label` turns parameters into the short text that names an artifact, such as `nf4-dq`.
     `bits` estimates stored bits per weight, for disk and memory checks before a job starts.
+    `architectures` are those that the method knows, None for any. `widened_by` names the setting that, where it is
+    given, lets it take others too.
     `group_size` is how many weights of a row share a scale, where that must divide every row.
     `packages` are the distributions whose versions are part of an artifact's content address.
     """
@@ -49,6 +51,7 @@ class MethodSpec:
     needs_training: bool = False
     streams: bool = False
     architectures: frozenset[str] | None = None
+    widened_by: str | None = None
     min_compute_capability: tuple[int, int] | None = None
 
     def require_groups(self, params: MethodParams, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -67,14 +70,16 @@ class MethodSpec:
                     param="method.group_size" if _has_group_size(params) else "method",
                 )
 
-    def require_architecture(self, architecture: str) -> None:
-        """Raises UnsupportedArchitecture; `architectures` None means that any will do."""
-        if self.architectures is not None and architecture not in self.architectures:
-            raise UnsupportedArchitecture(
-                f"method {self.name!r} cannot take a {architecture}; it takes "
-                f"{', '.join(sorted(self.architectures))}. GET /v1/quantization/methods lists the others",
-                param="model",
-            )
+    def require_architecture(self, architecture: str, *, widened: bool = False) -> None:
+        """Raises UnsupportedArchitecture. `widened` tells that the setting which `widened_by` names is given."""
+        if widened or self.architectures is None or architecture in self.architectures:
+            return
+        remedy = f"for others set BITMILL_{self.widened_by.upper()}; " if self.widened_by else ""
+        raise UnsupportedArchitecture(
+            f"method {self.name!r} cannot take a {architecture}; it takes {', '.join(sorted(self.architectures))}; "
+            f"{remedy}GET /v1/quantization/methods lists other methods",
+            param="model",
+        )
 
 
 def _has_group_size(params: MethodParams) -> bool:

@@ -129,6 +129,15 @@ def test_an_architecture_without_converter_is_refused_before_queueing(client: Te
     bare_checkpoint(root / "bert", architecture="BertModel")
     answer = client.post(JOBS, json={"model": "bert", "method": {"type": "gguf"}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_architecture")
+    assert "BITMILL_GGUF_CONVERTER" in answer.json()["error"]["message"]
+
+
+def test_a_converter_of_the_installations_own_lets_any_architecture_through(client: TestClient, root: Path) -> None:
+    service = client.app.state.jobs  # type: ignore[attr-defined]  # TestClient's app is a FastAPI
+    service.settings = service.settings.model_copy(update={"gguf_converter": "convert {source} {target}"})
+    bare_checkpoint(root / "bert", architecture="BertModel")
+    answer = client.post(JOBS, json={"model": "bert", "method": {"type": "gguf"}})
+    assert (answer.status_code, answer.json()["status"]) == (201, "queued")
 
 
 def test_a_full_disk_is_said_before_queueing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,9 @@ def _split(pattern: str) -> dict[str, object]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def _sequence(*steps: dict[str, object]) -> dict[str, object]:
-    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
+def _sequence(*steps: dict[str, object], ignore_merges: bool = False) -> dict[str, object]:
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": list(steps)}
+    return {"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": ignore_merges}}
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -44,9 +45,10 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 @pytest.mark.parametrize(
     ("tokenizer", "name"),
     [
-        ({"pre_tokenizer": BYTE_LEVEL}, "gpt-2"),
+        ({"pre_tokenizer": BYTE_LEVEL, "model": {}}, "gpt-2"),
         (_sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL), "smollm"),
-        (_sequence(_split(LLAMA3_PATTERN), BYTE_LEVEL | {"use_regex": False}), "llama-bpe"),
+        (_sequence(_split(LLAMA3_PATTERN), BYTE_LEVEL | {"use_regex": False}, ignore_merges=True), "llama-bpe"),
+        (_sequence(_split(LLAMA3_PATTERN), BYTE_LEVEL | {"use_regex": False}), "dbrx"),
     ],
 )
 def test_known_rules_have_their_llama_cpp_name(tokenizer: dict[str, object], name: str) -> None:
@@ -58,8 +60,9 @@ def test_known_rules_have_their_llama_cpp_name(tokenizer: dict[str, object], nam
     [
         _sequence({"type": "Digits", "individual_digits": False}, BYTE_LEVEL),
         _sequence(_split(LLAMA3_PATTERN + "x"), BYTE_LEVEL | {"use_regex": False}),
-        {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "Whitespace"}},
+        _sequence(BYTE_LEVEL, ignore_merges=True),
+        {"pre_tokenizer": None, "model": {}},
+        {"pre_tokenizer": {"type": "Whitespace"}, "model": {}},
     ],
 )
 def test_an_unknown_rule_is_refused(tokenizer: dict[str, object]) -> None:

@@ -197,7 +197,7 @@ def test_missing_weights_are_refused_and_not_made_up(
     from workers.quantization.gguf import converter
 
     plan = converter._plan
-    monkeypatch.setattr(converter, "_plan", lambda checkpoint: plan(checkpoint)[:-1])
+    monkeypatch.setattr(converter, "_plan", lambda *arguments: plan(*arguments)[:-1])
     gguf = convert_tiny(original, tmp_path / "m.gguf", monkeypatch)
     assert "missing_keys" in refused(gguf, settings, UnsupportedArchitecture)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from app.domain.errors import FileNotFound, InvalidParameter
+from app.domain.files import FilePurpose
 from app.domain.quantization.calibration import CalibrationParams
 from app.persistence.unit_of_work import Database
 from app.services.files import FileService
 from app.settings import Settings
-from workers.job_run import read_calibration_documents
+from workers.job_run import Run, read_calibration_documents
 
 
 def upload(database: Database, settings: Settings, name: str, content: bytes, purpose: str = "calibration") -> str:
@@ -39,3 +42,14 @@ def test_an_unknown_upload_is_named(sqlite_database: Database, settings: Setting
     with pytest.raises(FileNotFound, match="file-none") as caught:
         read_calibration_documents(CalibrationParams(dataset="file-none"), settings)
     assert caught.value.param == "method.calibration.dataset"
+
+
+def test_a_run_finds_an_upload_of_the_right_purpose(sqlite_database: Database, settings: Settings) -> None:
+    run = Run(**{field.name: settings if field.name == "settings" else None for field in fields(Run)})
+    matrix = upload(sqlite_database, settings, "imatrix.gguf", b"matrix", purpose="imatrix")
+    texts = upload(sqlite_database, settings, "a.txt", b"one")
+    param = "method.importance_matrix"
+    assert run.upload(matrix, FilePurpose.IMATRIX, param=param).read_bytes() == b"matrix"
+    with pytest.raises(InvalidParameter, match="purpose 'imatrix'") as caught:
+        run.upload(texts, FilePurpose.IMATRIX, param=param)
+    assert caught.value.param == param

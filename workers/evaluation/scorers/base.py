@@ -18,5 +18,11 @@ class Scorer(Protocol):
     def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:
         """Greedy continuation, without the stop token that ended it."""
 
+    def goes_on_after(self, stop: frozenset[int]) -> frozenset[int]:
+        """Those of these tokens after which the artifact's engine would go on generating."""
+
+    def lacks_template(self, template: str) -> bool:
+        """Whether the artifact's engine would format conversations otherwise."""
+
     def tokenize(self, text: str) -> Tokens | None:
         """The artifact's own tokenization; None where it carries the original's files unchanged."""

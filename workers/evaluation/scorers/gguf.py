@@ -77,6 +77,13 @@ class GgufScorer:
             tokens = np.array([best])
         return made
 
+    def goes_on_after(self, stop: frozenset[int]) -> frozenset[int]:
+        return frozenset(token for token in stop if not llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def lacks_template(self, template: str) -> bool:
+        stored = llama_cpp.llama_model_chat_template(self._model, None)
+        return stored is None or stored.decode() != template
+
     def tokenize(self, text: str) -> Tokens:
         data = text.encode()
         room = len(data) + 16

@@ -50,5 +50,12 @@ class SafetensorsScorer:
         ends = [index for index, token in enumerate(made) if token in stop]
         return made[: ends[0]] if ends else made
 
+    def goes_on_after(self, stop: frozenset[int]) -> frozenset[int]:
+        """After none: the artifact carries the original's configuration, as `tokenize` says of the tokenizer."""
+        return frozenset()
+
+    def lacks_template(self, template: str) -> bool:
+        return False
+
     def tokenize(self, text: str) -> None:
         """The artifact carries the original's tokenizer files, byte for byte."""

@@ -1,23 +1,29 @@
-"""Converts llama-family checkpoints to GGUF, one tensor at a time.
+"""Converts checkpoints to GGUF, one tensor at a time.
 
-Tensor names come from gguf-py. What this file supplies is the metadata, the order of the rotary halves in
-the query and key weights, and the types that llama.cpp expects.
+Tensor names come from gguf-py, what is particular to a family from `families`. What this file supplies is the common
+metadata, the order of the rotary halves in the query and key weights, and the types that llama.cpp expects.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
 from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.errors import IncompatibleModel
 from app.storage.checkpoints import Checkpoint, TensorInfo
 from workers.quantization.base import JobRun
 from workers.quantization.checkpoints.reader import read_tensor
+from workers.quantization.gguf.families import Config, Family, family_of, load_config
+from workers.quantization.gguf.rope import rope_tensors, write_rope
 from workers.quantization.gguf.vocabulary import read_vocabulary, write_vocabulary
 
 FILE_TYPES: Final = {
@@ -41,30 +47,44 @@ def native_type(checkpoint: Checkpoint) -> str:
     return {frozenset({"BF16"}): "BF16", frozenset({"F16"}): "F16"}.get(frozenset(dtypes), "F32")
 
 
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the file: its name and shape there, and how to get it."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_bytes: int
+    read: Callable[[], torch.Tensor]
+
+
 def convert(checkpoint: Checkpoint, target: Path, file_type: str, run: JobRun) -> None:
     """Writes `target` with matrices in `file_type` (F32, F16 or BF16) and vectors in F32.
 
-    Raises UnsupportedArchitecture for a tokenizer, IncompatibleModel for a tensor, that has no place in GGUF.
+    Raises UnsupportedArchitecture for a model or tokenizer, IncompatibleModel for a setting or tensor, that has no
+    place in GGUF.
     """
     llama_type, ggml_type = FILE_TYPES[file_type]
-    writer = GGUFWriter(target, arch="llama")
-    _write_metadata(writer, checkpoint, llama_type)
-    tensors = _plan(checkpoint)
-    for name, info in tensors:
-        stored = _stored_type(info, ggml_type)
-        size = int(np.prod(info.shape)) * TYPE_BYTES[stored]
-        writer.add_tensor_info(name, info.shape, np.dtype(np.float32), size, raw_dtype=stored)
+    family, config = family_of(checkpoint), load_config(checkpoint)
+    family.check(config)
+    writer = GGUFWriter(target, arch=MODEL_ARCH_NAMES[family.arch])
+    _write_metadata(writer, checkpoint, family, config)
+    writer.add_file_type(llama_type)
+    planned = _plan(checkpoint, family, config)
+    for tensor in planned:
+        stored = _stored_type(tensor, ggml_type)
+        size = math.prod(tensor.shape) * TYPE_BYTES[stored]
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    _write_tensors(writer, checkpoint, tensors, ggml_type, run)
+    _write_tensors(writer, planned, ggml_type, run)
     writer.close()
 
 
-def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, llama_type: LlamaFileType) -> None:
-    config = checkpoint.config
+def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, family: Family, config: Config) -> None:
     heads = config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_type("model")
     writer.add_name(checkpoint.path.name)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -73,82 +93,70 @@ def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, llama_type: Llam
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(head_size)
     writer.add_key_length(head_size)
     writer.add_value_length(head_size)
-    _write_rope(writer, config)
+    write_rope(writer, family, config)
+    family.write(writer, config)
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(llama_type)
     writer.add_quantization_version(2)
-    write_vocabulary(writer, checkpoint.path, read_vocabulary(checkpoint.path, config["vocab_size"]))
-
-
-def _write_rope(writer: GGUFWriter, config: dict[str, Any]) -> None:
-    # transformers 5 gathers both in rope_parameters; older checkpoints keep them apart.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise IncompatibleModel(
-            f"rotary scaling of type {kind!r} has no converter to GGUF yet; choose a safetensors method "
-            f"such as bitsandbytes",
-            param="model",
-        )
-    writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    write_vocabulary(writer, checkpoint, read_vocabulary(checkpoint.path, config["vocab_size"]))
 
 
 def tensor_names(checkpoint: Checkpoint) -> TensorNameMap:
-    """From the checkpoint's tensor names to GGUF's."""
-    return get_tensor_name_map(MODEL_ARCH.LLAMA, checkpoint.config["num_hidden_layers"])
+    """From the checkpoint's tensor names to GGUF's. Raises UnsupportedArchitecture."""
+    return get_tensor_name_map(family_of(checkpoint).arch, checkpoint.config["num_hidden_layers"])
 
 
-def _plan(checkpoint: Checkpoint) -> list[tuple[str, TensorInfo]]:
-    """GGUF name and source of each tensor, in the source's order."""
+def _plan(checkpoint: Checkpoint, family: Family, config: Config) -> list[Planned]:
+    """What the family computes from the configuration, then the checkpoint's tensors in its files' order."""
     names = tensor_names(checkpoint)
+    computed = rope_tensors(config)
+    planned = [
+        Planned(name, tuple(tensor.shape), 0, partial(computed.__getitem__, name)) for name, tensor in computed.items()
+    ]
     ordered = sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[1].start))
-    tied = bool(checkpoint.config.get("tie_word_embeddings"))
-    plan = []
     for name, info in ordered:
         # With tied embeddings llama.cpp takes the token embeddings for its output.
-        if name.endswith(IGNORED) or (tied and name == "lm_head.weight"):
+        if name.endswith(IGNORED) or (config.get("tie_word_embeddings") and name == "lm_head.weight"):
             continue
-        plan.append((_gguf_name(names, name), info))
-    return plan
+        mapped = _gguf_name(names, name, family)
+        read = partial(_read_as_llama_cpp, info, mapped, family, config)
+        planned.append(Planned(mapped, tuple(info.shape), info.end - info.start, read))
+    return planned
 
 
-def _gguf_name(names: TensorNameMap, name: str) -> str:
+def _gguf_name(names: TensorNameMap, name: str, family: Family) -> str:
     mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if mapped is None:
-        raise IncompatibleModel(f"tensor {name!r} has no place in llama.cpp's llama", param="model")
+        raise IncompatibleModel(
+            f"tensor {name!r} has no place in llama.cpp's {family.arch.name.lower()}", param="model"
+        )
     return mapped
 
 
-def _stored_type(info: TensorInfo, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    return GGMLQuantizationType.F32 if len(info.shape) == 1 else wanted
+def _read_as_llama_cpp(info: TensorInfo, name: str, family: Family, config: Config) -> torch.Tensor:
+    tensor = read_tensor(info)
+    kind = name.rpartition(".")[0].rpartition(".")[2]
+    if family.rotates_neighbours and kind in ("attn_q", "attn_k"):
+        heads = config["num_attention_heads"]
+        key_heads = config.get("num_key_value_heads") or heads
+        tensor = interleave_rotary_halves(tensor, heads if kind == "attn_q" else key_heads)
+    if family.norm_offset and kind.endswith("norm"):
+        tensor = tensor.float() + family.norm_offset
+    return tensor
 
 
-def _write_tensors(
-    writer: GGUFWriter,
-    checkpoint: Checkpoint,
-    tensors: list[tuple[str, TensorInfo]],
-    ggml_type: GGMLQuantizationType,
-    run: JobRun,
-) -> None:
-    heads = checkpoint.config["num_attention_heads"]
-    key_heads = checkpoint.config.get("num_key_value_heads") or heads
-    permuted = {
-        "attn_q.weight": heads,
-        "attn_q.bias": heads,
-        "attn_k.weight": key_heads,
-        "attn_k.bias": key_heads,
-    }
+def _stored_type(tensor: Planned, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    return GGMLQuantizationType.F32 if len(tensor.shape) == 1 else wanted
+
+
+def _write_tensors(writer: GGUFWriter, planned: list[Planned], ggml_type: GGMLQuantizationType, run: JobRun) -> None:
+    total = sum(tensor.source_bytes for tensor in planned)
     done = 0
-    for name, info in tensors:
-        run.report(done / checkpoint.weight_bytes, "converting to GGUF")
-        tensor = read_tensor(info)
-        if name.partition("blk.")[2].partition(".")[2] in permuted:
-            tensor = interleave_rotary_halves(tensor, permuted[name.split(".", 2)[2]])
-        writer.write_tensor_data(_as_array(tensor, _stored_type(info, ggml_type)))
-        done += info.end - info.start
+    for tensor in planned:
+        run.report(done / total, "converting to GGUF")
+        writer.write_tensor_data(_as_array(tensor.read(), _stored_type(tensor, ggml_type)))
+        done += tensor.source_bytes
 
 
 def interleave_rotary_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:

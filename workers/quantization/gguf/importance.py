@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 from gguf.tensor_mapping import TensorNameMap
 
-from app.domain.errors import InvalidParameter
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.streamed_model import open_streamed
 from workers.calibration.windows import CalibrationSet
-
-Importance = dict[str, npt.NDArray[np.float32]]
+from workers.quantization.gguf.importance_files import COUNTS, SUMS
 
 FILE: Final = "imatrix.gguf"
-SUMS: Final = ".in_sum2"
-COUNTS: Final = ".counts"
 # Tokens that go through the model together: they share one reading of the weights, and their activations must fit.
 TOKENS_PER_PASS: Final = 4096
 
@@ -45,6 +40,18 @@ class SquaredInputs:
         self.count += rows.shape[0]
 
 
+@dataclass
+class Passes:
+    """Which of several passes through the model is running; `tell` hears the fraction of them all."""
+
+    count: int
+    tell: Callable[[float], None]
+    number: int = 0
+
+    def report(self, fraction: float) -> None:
+        self.tell((self.number + fraction) / self.count)
+
+
 def compute_importance(
     source: Checkpoint, calibration: CalibrationSet, names: TensorNameMap, target: Path, report: Callable[[float], None]
 ) -> None:
@@ -53,11 +60,13 @@ def compute_importance(
     `names` maps the checkpoint's tensor names to GGUF's. The output head is left out, as llama.cpp does.
     """
     model = open_streamed(source)
-    found = _watch(model, names, source, report)
-    length = calibration.record.sequence_length
-    batch = max(TOKENS_PER_PASS // length, 1)
+    batch = max(TOKENS_PER_PASS // calibration.record.sequence_length, 1)
+    starts = range(0, len(calibration.windows), batch)
+    progress = Passes(len(starts), report)
+    found = _watch(model, names, progress)
     with torch.inference_mode():
-        for start in range(0, len(calibration.windows), batch):
+        for number, start in enumerate(starts):
+            progress.number = number
             ids = torch.from_numpy(calibration.windows[start : start + batch]).to(_device())
             # The decoder alone: the head's logits for every position would be the largest tensor of all.
             model.get_decoder()(input_ids=ids, use_cache=False)
@@ -68,9 +77,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _watch(
-    model: Any, names: TensorNameMap, source: Checkpoint, report: Callable[[float], None]
-) -> dict[str, SquaredInputs]:
+def _watch(model: Any, names: TensorNameMap, progress: Passes) -> dict[str, SquaredInputs]:
     """Collects the inputs of every Linear layer under its GGUF name, and tells how far the pass is."""
     found: dict[str, SquaredInputs] = {}
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -82,14 +89,14 @@ def _watch(
         if mapped is None:
             continue  # the converter has refused the model, or splits this weight itself
         entry = found[mapped] = SquaredInputs(torch.zeros(module.in_features, dtype=torch.float64))
-        module.register_forward_pre_hook(_collector(entry, number / len(linears), report))
+        module.register_forward_pre_hook(_collector(entry, number / len(linears), progress))
     return found
 
 
-def _collector(entry: SquaredInputs, fraction: float, report: Callable[[float], None]) -> Callable[[Any, Any], None]:
+def _collector(entry: SquaredInputs, fraction: float, progress: Passes) -> Callable[[Any, Any], None]:
     def collect(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         entry.add(inputs[0])
-        report(fraction)
+        progress.report(fraction)
 
     return collect
 
@@ -107,30 +114,3 @@ def _write(target: Path, found: dict[str, SquaredInputs], calibration: Calibrati
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def read_importance(path: Path) -> Importance:
-    """Mean squares per column, by GGUF tensor name. Raises InvalidParameter for a file of another kind."""
-    try:
-        tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
-    except ValueError as error:
-        raise _no_matrix(path, str(error)) from error
-    names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
-    if not names:
-        raise _no_matrix(path, "it holds no tensor that ends in .in_sum2")
-    return {name: _mean(tensors[name + SUMS], tensors[name + COUNTS]) for name in names if name + COUNTS in tensors}
-
-
-def _mean(sums: npt.NDArray[np.float32], counts: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(experts, columns) sums by (experts, 1) counts, flattened; an expert that saw nothing weighs all alike."""
-    sums, counts = np.atleast_2d(sums), counts.reshape(-1, 1)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)
-    return np.ascontiguousarray(means.ravel(), dtype=np.float32)
-
-
-def _no_matrix(path: Path, reason: str) -> InvalidParameter:
-    return InvalidParameter(
-        f"{path.name} is no importance matrix in GGUF ({reason}); make one with llama-imatrix, or leave "
-        f"importance_matrix at 'auto'",
-        param="method.importance_matrix",
-    )

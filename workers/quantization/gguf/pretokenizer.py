@@ -28,11 +28,28 @@ DEFAULT_PATTERNS: Final = (
     r"[0-9][0-9][0-9]",
 )
 
+_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SUFFIX: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+TEKKEN_PATTERN: Final = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}" + _REST
+)
+O200K_PATTERN: Final = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}|\p{{N}}{{1,3}}"
+    + _REST
+)
+
+# A mark among the rules: a piece that is a token as a whole is taken without merging.
+WHOLE_FIRST: Final = "whole pieces first"
 KNOWN: Final[dict[Rule, str]] = {
     ("ByteLevel+regex",): "gpt-2",
     ("Digits:individual", "ByteLevel+regex"): "smollm",
-    (f"Split:{LLAMA3_PATTERN}", "ByteLevel"): "llama-bpe",
+    (f"Split:{LLAMA3_PATTERN}", "ByteLevel", WHOLE_FIRST): "llama-bpe",
+    (f"Split:{LLAMA3_PATTERN}", "ByteLevel"): "dbrx",
     (f"Split:{QWEN2_PATTERN}", "ByteLevel"): "qwen2",
+    (f"Split:{TEKKEN_PATTERN}", "ByteLevel", WHOLE_FIRST): "tekken",
+    (f"Split:{O200K_PATTERN}", "ByteLevel"): "gpt-4o",
     (*(f"Split:{pattern}" for pattern in DEFAULT_PATTERNS), "ByteLevel"): "default",
 }
 # Other names in llama.cpp for the same rules.
@@ -48,10 +65,10 @@ ALIASES: Final = {
 
 def llama_cpp_name(tokenizer: dict[str, Any]) -> str:
     """The name for the tokenizer.json given as a dict. Raises UnsupportedArchitecture."""
-    rules = _rules(tokenizer.get("pre_tokenizer"))
-    name = KNOWN.get(rules)
+    mark = (WHOLE_FIRST,) if tokenizer["model"].get("ignore_merges") else ()
+    name = KNOWN.get(_rules(tokenizer.get("pre_tokenizer")) + mark)
     if name is None:
-        text = json.dumps(tokenizer.get("pre_tokenizer"), sort_keys=True)
+        text = json.dumps([tokenizer.get("pre_tokenizer"), *mark], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         raise UnsupportedArchitecture(
             f"the tokenizer splits text by a rule that no known llama.cpp pre-tokenizer has ({digest}: "
@@ -75,8 +92,16 @@ def canonical_name(name: str) -> str:
 
 def pre_tokenizer_of(name: str) -> dict[str, Any]:
     """The `pre_tokenizer` entry of a tokenizer.json that splits text as llama.cpp does under a name in KNOWN."""
-    rules = next(rules for rules, known in KNOWN.items() if known == name)
-    return {"type": "Sequence", "pretokenizers": [_step(rule) for rule in rules]}
+    return {"type": "Sequence", "pretokenizers": [_step(rule) for rule in _rules_of(name) if rule != WHOLE_FIRST]}
+
+
+def takes_whole_first(name: str) -> bool:
+    """What `ignore_merges` is in the tokenizer.json of a name in KNOWN."""
+    return WHOLE_FIRST in _rules_of(name)
+
+
+def _rules_of(name: str) -> Rule:
+    return next(rules for rules, known in KNOWN.items() if known == name)
 
 
 def _step(rule: str) -> dict[str, Any]:

@@ -9,14 +9,18 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
+from transformers import AutoTokenizer
 
 from app.domain.errors import SourceNotFound, UnsupportedArchitecture
+from app.storage.checkpoints import Checkpoint, stop_token_ids
 from workers.quantization.gguf.pretokenizer import llama_cpp_name
 
-BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# What ends a turn in the families' chat formats.
+TURN_ENDS: Final = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Vocabulary:
     model: str
     tokens: list[str]
     types: list[TokenType]
-    pre: str | None = None
+    pre: str
     scores: list[float] | None = None
     add_space_prefix: bool | None = None
 
@@ -48,22 +52,48 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     if model.get("byte_fallback"):
         prefix = _adds_space(tokenizer)
         scores = _scores(tokens, model["merges"])
-        return Vocabulary("llama", tokens, types, scores=scores, add_space_prefix=prefix)
-    return Vocabulary("gpt2", tokens, types, pre=llama_cpp_name(tokenizer))
+        return Vocabulary("llama", tokens, types, "default", scores=scores, add_space_prefix=prefix)
+    return Vocabulary("gpt2", tokens, types, llama_cpp_name(tokenizer))
 
 
-def write_vocabulary(writer: GGUFWriter, folder: Path, vocabulary: Vocabulary) -> None:
+def write_vocabulary(writer: GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
-    if vocabulary.pre is not None:
-        writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
     if vocabulary.add_space_prefix is not None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    special = SpecialVocab(folder, load_merges=vocabulary.model == "gpt2", n_vocab=len(vocabulary.tokens))
+    _write_special_tokens(writer, checkpoint, vocabulary)
+
+
+def _write_special_tokens(writer: GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    size = len(vocabulary.tokens)
+    special = SpecialVocab(checkpoint.path, load_merges=vocabulary.model == "gpt2", n_vocab=size)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    # What the tokenizer does, not what its files say of it, and always written: llama.cpp's defaults vary by model.
+    ids = tokenizer.encode("text")
+    special.add_special_token = {
+        "bos": tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id,
+    }
+    special.special_token_ids |= end_tokens(vocabulary.tokens, tokenizer.eos_token_id, stop_token_ids(checkpoint))
+    if isinstance(tokenizer.chat_template, str):
+        special.chat_template = tokenizer.chat_template
     special.add_to_gguf(writer, quiet=True)
+
+
+def end_tokens(tokens: list[str], eos: int | None, stop: list[int]) -> dict[str, int]:
+    """GGUF's three places for tokens that end a generation: `eos`, `eot` (end of turn), `eom` (of message).
+
+    llama.cpp stops at each of them. Of more than three it knows some by their text; what it does not know, the proof
+    finds. `tokens` are the texts, `eos` the tokenizer's own, `stop` the configuration's.
+    """
+    ids = [number for number in dict.fromkeys([eos, *stop]) if number is not None and number < len(tokens)]
+    # Texts that llama.cpp knows need a place least, but the first one there is the end of the turn by its name.
+    others = sorted(ids[1:], key=lambda number: tokens[number] not in TURN_ENDS)
+    return dict(zip(("eos", "eot", "eom"), [*ids[:1], *others], strict=False))
 
 
 def _tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[TokenType]]:
@@ -75,7 +105,8 @@ def _tokens(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[Token
     for added in tokenizer.get("added_tokens", []):
         number = added["id"]
         if number < size:
-            tokens[number] = added["content"]
+            # llama.cpp looks for these in the text as it is given, before spaces are replaced.
+            tokens[number] = added["content"] if added["special"] else added["content"].replace("▁", " ")
             types[number] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     if tokenizer["model"].get("unk_token") in tokens:
         types[tokens.index(tokenizer["model"]["unk_token"])] = TokenType.UNKNOWN

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from app.storage.artifacts import gguf_file
 from workers.serving.engines.base import (
     API_KEY_VARIABLE,
     Address,
@@ -56,13 +57,10 @@ class LlamaCppEngine(Engine):
 
 def model_file(folder: Path) -> Path:
     """`model.gguf`, or the first part of a split model. Raises EngineFailed."""
-    whole = folder / "model.gguf"
-    if whole.is_file():
-        return whole
-    parts = sorted(folder.glob("model-00001-of-*.gguf"))
-    if not parts:
+    found = gguf_file(folder)
+    if found is None:
         raise EngineFailed("the artifact holds no model.gguf; delete the model and quantize it again")
-    return parts[0]
+    return found
 
 
 def _decode_threads(folder: Path) -> int:
