@@ -49,7 +49,23 @@ RECIPES: dict[str, dict[str, Any]] = {
         "calibration": FEW,
     },
     "awq-4": {"type": "awq", "group_size": 64, "calibration": FEW},
+    "hqq-8": {"type": "hqq", "bits": 8, "group_size": 128},
+    "hqq-4": {"type": "hqq", "skip_modules": ["down_proj"]},
+    "hqq-3": {"type": "hqq", "bits": 3, "group_size": 32},
+    "hqq-2": {"type": "hqq", "bits": 2, "group_size": 16},
+    "autoround-4": {"type": "autoround", "group_size": 64, "iterations": 2, "calibration": FEW},
+    "autoround-8": {"type": "autoround", "bits": 8, "group_size": 64, "iterations": 1, "calibration": FEW},
+    "autoround-awq": {
+        "type": "autoround",
+        "layout": "awq",
+        "symmetric": False,
+        "group_size": 64,
+        "iterations": 1,
+        "calibration": FEW,
+    },
 } | {name: {"type": "gguf", "quantization": name} for name in BITS}
+# What methods outside the extra `all` stand on: their recipes are skipped where it is missing.
+OPTIONAL = {"hqq": "hqq", "autoround": "auto_round"}
 # Mean KL divergence, in nats, that the type's rounding explains on this random model.
 MOST_DIVERGENCE = {
     "fp32": 1e-4,
@@ -97,6 +113,8 @@ def quantize(
     checkpoint: Checkpoint, method: dict[str, Any], target: Path, run: RecordingRun | None = None
 ) -> tuple[QuantizationReport, ArtifactFormat]:
     spec, params = parse_method(method)
+    if spec.name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[spec.name])
     target.mkdir()
     run = run or RecordingRun(checkpoint, target.parent / "stages")
     return load_method(spec.name).quantize(checkpoint, target, params, run), spec.output

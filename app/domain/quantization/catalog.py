@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidParameter, UnknownMethod
-from app.domain.quantization.methods import awq, bitsandbytes, fp4, fp8, gguf, gptq, int8, none
+from app.domain.quantization.methods import autoround, awq, bitsandbytes, fp4, fp8, gguf, gptq, hqq, int8, none
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 CATALOG: Final[dict[str, MethodSpec]] = {
@@ -18,6 +18,8 @@ CATALOG: Final[dict[str, MethodSpec]] = {
     "int8": int8.SPEC,
     "gptq": gptq.SPEC,
     "awq": awq.SPEC,
+    "autoround": autoround.SPEC,
+    "hqq": hqq.SPEC,
     "gguf": gguf.SPEC,
 }
 

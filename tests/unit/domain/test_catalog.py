@@ -102,6 +102,11 @@ def test_an_architecture_that_a_method_cannot_take_is_refused() -> None:
         ({"type": "gptq", "calibration": {"dataset": "enwik8"}}, "builtin"),
         ({"type": "awq", "bits": 8}, "4"),
         ({"type": "fp4", "skip_modules": ["a b"]}, "skip_modules"),
+        ({"type": "hqq", "bits": 5}, "2, 3, 4 or 8"),
+        ({"type": "autoround", "iterations": 0}, "iterations"),
+        ({"type": "autoround", "layout": "awq"}, "symmetric false"),
+        ({"type": "autoround", "layout": "awq", "bits": 3, "symmetric": False}, "bits 4"),
+        ({"type": "autoround", "bits": 8, "symmetric": False}, "8 bits are symmetric only"),
     ],
 )
 def test_values_out_of_range_are_refused_with_what_would_do(method: dict[str, object], text: str) -> None:
@@ -116,6 +121,8 @@ def test_values_out_of_range_are_refused_with_what_would_do(method: dict[str, ob
         ({"type": "gptq"}, "choose group_size 64"),
         ({"type": "awq", "group_size": 128}, "choose group_size 64"),
         ({"type": "fp8", "granularity": "block"}, "choose scales per channel"),
+        ({"type": "hqq", "group_size": 128}, "choose group_size 64"),
+        ({"type": "autoround"}, "choose group_size 64"),
         ({"type": "gptq", "group_size": 64}, None),
         ({"type": "gptq", "group_size": -1}, None),
         ({"type": "fp4", "format": "mxfp4"}, None),
