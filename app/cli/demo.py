@@ -60,7 +60,7 @@ def _results(client: BitmillClient, finished: list[Json]) -> Table:
     original = client.model(MODEL)["bitmill"]
     quality = finished[0]["quality"]
     table.add_row(
-        MODEL, tables.size(original["size_bytes"]), f"{original['bits_per_weight']:.2f}",
+        "the original", tables.size(original["size_bytes"]), f"{original['bits_per_weight']:.2f}",
         _plus_minus(quality["reference_perplexity"], 2), "", "", "",
     )  # fmt: skip
     for job in finished:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.reference import DOCS, PAGES
+from app.domain.quantization.catalog import CATALOG
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -25,6 +26,11 @@ def test_the_readme_shows_make_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {"demo", "test", "run"} <= shown
     assert shown <= targets
+
+
+def test_the_readme_lists_every_method() -> None:
+    table = README.read_text().partition("## Methods")[2].partition("\n\nMethods that")[0]
+    assert set(re.findall(r"`([a-z0-9]+)`", table)) == set(CATALOG)
 
 
 def test_ci_runs_what_the_readme_says() -> None:
