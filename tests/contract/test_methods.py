@@ -48,6 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "overrides": {"down_proj": {"bits": 8}, r"layers\.1\.self_attn": {"skip": True}},
         "calibration": FEW,
     },
+    "gptq-head": {"type": "gptq", "group_size": 64, "lm_head": True, "calibration": FEW},
     "awq-4": {"type": "awq", "group_size": 64, "calibration": FEW},
     "hqq-8": {"type": "hqq", "bits": 8, "group_size": 128},
     "hqq-4": {"type": "hqq", "skip_modules": ["down_proj"]},

@@ -41,7 +41,8 @@ class LayerProgress:
 
     def layer_complete(self, layer_idx: int, submodule_finalized: bool) -> None:
         if not submodule_finalized:
-            self.run.report((layer_idx + 1) / self.layers, self.stage)
+            # An output head that is quantized too comes last, as a layer more.
+            self.run.report(min((layer_idx + 1) / self.layers, 1.0), self.stage)
 
 
 def quantize_packed(

@@ -24,18 +24,21 @@ class GptqMethod(QuantizationMethod[GptqParams]):
     def quantize(self, source: Checkpoint, target: Path, params: GptqParams, run: JobRun) -> QuantizationReport:
         calibration = run.calibration(params.calibration, Part(run, 0.0, 0.1).report)
         work = Part(run, 0.1, 1.0)
-        quantize_packed(source, target, _config(params), calibration, work, resumable=_resumable(source, params))
+        quantize_packed(
+            source, target, _config(source, params), calibration, work, resumable=_resumable(source, params)
+        )
         return report_packed(source, target, lambda module: f"INT{_bits_of(module, params)}", calibration)
 
 
-def _config(params: GptqParams) -> GPTQConfig:
+def _config(source: Checkpoint, params: GptqParams) -> GPTQConfig:
+    tied = source.config.get("tie_word_embeddings", False)
     return GPTQConfig(
         bits=params.bits,
         group_size=params.group_size,
         sym=params.symmetric,
         desc_act=params.activation_order,
         damp_percent=params.damping,
-        lm_head=params.lm_head,
+        lm_head=params.lm_head and not tied,
         dynamic=dict(_dynamic(pattern, override) for pattern, override in params.overrides.items()) or None,
     )
 
