@@ -31,14 +31,14 @@ class GptqMethod(QuantizationMethod[GptqParams]):
 
 
 def _config(source: Checkpoint, params: GptqParams) -> GPTQConfig:
-    tied = source.config.get("tie_word_embeddings", False)
+    has_head = "lm_head.weight" in source.tensors  # a tied one is stored as the embeddings
     return GPTQConfig(
         bits=params.bits,
         group_size=params.group_size,
         sym=params.symmetric,
         desc_act=params.activation_order,
         damp_percent=params.damping,
-        lm_head=params.lm_head and not tied,
+        lm_head=params.lm_head and has_head,
         dynamic=dict(_dynamic(pattern, override) for pattern, override in params.overrides.items()) or None,
     )
 
