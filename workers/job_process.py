@@ -114,7 +114,8 @@ def as_bitmill_error(error: Exception) -> BitmillError:
         return error
     if isinstance(error, OSError) and (full := DiskFull.from_os_error(error)):
         return full
-    if isinstance(error, MemoryError):
+    # By name, since this process may have no torch: its own class for a GPU whose memory is full.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return InsufficientMemory("the job ran out of memory; run it on a worker with more")
     return QuantizationFailed(f"{type(error).__name__}: {error}; the worker's log of this job has the details")
 

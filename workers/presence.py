@@ -58,12 +58,12 @@ class Presence:
     def arrive(self) -> None:
         """Writes the worker's row, takes back what died on this machine, and starts beating."""
         self._write_row(self.probe or probe_in_child())
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
         self.requeue_from_dead_neighbours()
         self._remove_strays()
         self.clean_staging()
         self.clean_checkpoints()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
         log.info("worker %s takes jobs from %s", self.worker_id, ", ".join(self.queues))
 
     def leave(self) -> None:
@@ -154,6 +154,8 @@ class Presence:
         """Removes what jobs kept between attempts, once they have ended."""
         folder = self.settings.checkpoints_folder
         for left in list(folder.iterdir()) if folder.exists() else []:
+            if artifacts.is_doomed(left):
+                continue
             with self.database.reading() as session:
                 job = JobRepository(session).find(left.name)
             if job is None or JobState(job.state) in FINAL_STATES:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from app.storage import artifacts
 from app.storage.artifacts import size_bytes
 
 log = logging.getLogger(__name__)
@@ -46,20 +47,24 @@ class StageStore:
     def _build_once(self, stage: Path, build: Callable[[Path], None]) -> None:
         with _locked(_lock(stage, "build"), fcntl.LOCK_EX):
             if not stage.is_dir():
+                self._make_room(stage)
                 _build(stage, build)
             use = os.open(_lock(stage, "use"), os.O_CREAT | os.O_RDWR, 0o644)
             fcntl.flock(use, fcntl.LOCK_SH)
         self._held[stage] = use
-        self._make_room()
+        self._make_room(stage)
 
-    def _make_room(self) -> None:
-        stages = sorted((path for path in self.folder.iterdir() if _is_stage(path)), key=_last_use)
-        sizes = {path: size_bytes(path) for path in stages}
+    def _make_room(self, wanted: Path) -> None:
+        """Removes what crashes left, then the stages used longest ago, until the limit is kept."""
+        for left in self.folder.glob(".*.partial"):
+            _remove_unless_locked(left, _stage_of(left))
+        ages = {path: age for path in self.folder.iterdir() if _is_stage(path) and (age := _last_use(path))}
+        sizes = {path: _size(path) for path in ages}
         total = sum(sizes.values())
-        for stage in stages:
+        for stage in sorted(ages, key=ages.__getitem__):
             if total <= self.limit_bytes:
                 return
-            if stage not in self._held and _remove_unless_used(stage):
+            if stage != wanted and stage not in self._held and _remove_unless_locked(stage, stage):
                 log.info("removed %s: the stages were larger than their limit", stage.name)
                 total -= sizes[stage]
 
@@ -76,19 +81,35 @@ def _is_stage(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
-def _last_use(stage: Path) -> float:
-    return stage.stat().st_mtime
+def _last_use(stage: Path) -> float | None:
+    """None for a stage that another process has just removed."""
+    try:
+        return stage.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _size(stage: Path) -> int:
+    try:
+        return size_bytes(stage)
+    except FileNotFoundError:
+        return 0
+
+
+def _stage_of(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
 
 
 def _lock(stage: Path, kind: str) -> Path:
     return stage.with_name(f".{stage.name}.{kind}.lock")
 
 
-def _remove_unless_used(stage: Path) -> bool:
+def _remove_unless_locked(folder: Path, stage: Path) -> bool:
+    """Out of sight first: what a crash leaves half removed must not be taken for a stage."""
     at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
     try:
         with _locked(_lock(stage, "build"), at_once), _locked(_lock(stage, "use"), at_once):
-            shutil.rmtree(stage)
+            artifacts.remove(folder)
     except BlockingIOError:
         return False
     return True

@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 from app.domain.artifacts import ArtifactKind
 from app.domain.errors import DiskFull
 from app.settings import Settings
 
 MANIFEST = "manifest.json"
+DOOMED = ".deleted-"
 CHUNK_BYTES = 8 * 1024**2
 
 
@@ -96,12 +97,18 @@ def _sync(path: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Deletes a folder, first out of sight: a half-deleted artifact never has its own name."""
-    doomed = folder.with_name(f".deleted-{time.time_ns()}")
+    doomed = folder.with_name(f"{DOOMED}{uuid4().hex}")
     try:
         folder.rename(doomed)
     except FileNotFoundError:
         return  # another process was faster, or it never existed
-    shutil.rmtree(doomed)
+    # Another cleaner may be at it too; what is left is hidden, and removed by the next one that looks.
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def is_doomed(path: Path) -> bool:
+    """Whether this is a folder that `remove` has put out of sight."""
+    return path.name.startswith(DOOMED)
 
 
 def remove_strays(folder: Path, *, keep: set[str], older_than: float) -> list[str]:
@@ -114,7 +121,7 @@ def remove_strays(folder: Path, *, keep: set[str], older_than: float) -> list[st
         if child.name not in keep and child.is_dir() and child.stat().st_mtime < older_than
     ]
     for stray in strays:
-        shutil.rmtree(stray)
+        remove(stray)
     return [stray.name for stray in strays]
 
 

@@ -18,12 +18,13 @@ from app.domain.errors import UnsupportedArchitecture
 from app.storage.checkpoints import Checkpoint
 
 
-def build_empty(source: Checkpoint) -> Any:
+def build_empty(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
     """The model without memory, on torch's meta device. Raises UnsupportedArchitecture."""
     try:
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, local_files_only=True)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            # The type counts: what is read into a parameter later is cast to its own.
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         raise UnsupportedArchitecture(
             f"transformers cannot build a {source.architecture}: {error}", param="model"
@@ -33,16 +34,28 @@ def build_empty(source: Checkpoint) -> Any:
 
 def open_streamed(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
     """The model, ready to run on the CPU (or the first GPU) in `dtype`, its weights read as they are needed."""
-    model = build_empty(source)
+    model = build_empty(source, dtype)
     model.tie_weights()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = _weights_of(source, model, dtype)
+    _require_all(model, weights)
     attach_align_device_hook(model, execution_device=device, offload=True, weights_map=weights)
     model.bitmill_weights = weights
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
     return model
+
+
+def _require_all(model: Any, weights: OffloadedWeightsLoader) -> None:
+    """transformers keeps the weights of some architectures, such as experts, in other shapes than files have."""
+    missing = [name for name, _ in model.named_parameters() if name not in weights]
+    if missing:
+        raise UnsupportedArchitecture(
+            f"{missing[0]} of a {type(model).__name__} is not stored under that name, so that its weights cannot be "
+            f"read as they are needed; choose a method without calibration (gguf: importance_matrix 'none')",
+            param="method",
+        )
 
 
 def weights_of(model: Any) -> OffloadedWeightsLoader:

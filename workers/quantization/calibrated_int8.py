@@ -8,26 +8,40 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from app.domain.errors import IncompatibleModel
 from app.domain.quantization.methods.int8 import Int8Params
 from workers.quantization.algorithms.gptq import round_with_feedback
 from workers.quantization.algorithms.smoothquant import smoothing_factors
 from workers.quantization.linears import Linears
-from workers.quantization.sequential import Outcome, Tensors
+from workers.quantization.sequential import Outcome, Tensors, replaced
 
 LIMIT: Final = 127
+EXAMPLE_ROWS: Final = 8
+# Norms multiply by their weight, or by one more than it.
+NORM_OFFSETS: Final = (0.0, 1.0)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NormExample:
+    """A norm's module and what it made of a few rows."""
+
+    name: str
+    given: torch.Tensor
+    made: torch.Tensor
 
 
 @dataclass
 class Inputs:
     """What came into the Linear layers that share one input of `width` channels.
 
-    `norm` is the module that gives it; None where something else does, or somebody else reads it too.
+    `norm` is the module that gives it, with an example of what it does; None where something else gives it, or
+    somebody else reads it too.
     """
 
     width: int
     device: torch.device
-    norm: str | None
+    norm: NormExample | None
     linears: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -49,7 +63,7 @@ class Observer:
     def __init__(self, layer: Any, wanted: set[str]) -> None:
         self.wanted = wanted
         self._group_of: dict[str, Inputs] = {}
-        self._norms: list[tuple[torch.Tensor, str]] = []
+        self._norms: list[tuple[torch.Tensor, NormExample]] = []
         self._inputs: list[tuple[torch.Tensor, Inputs]] = []
         self._handles = [layer.register_forward_pre_hook(self._on_pass)]
         for name, module in layer.named_modules():
@@ -72,9 +86,10 @@ class Observer:
         self._norms.clear()
         self._inputs.clear()
 
-    def _on_norm(self, name: str) -> Callable[[Any, Any, torch.Tensor], None]:
-        def note(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-            self._norms.append((output, name))
+    def _on_norm(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def note(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            given, made = (tensor.flatten(0, -2)[:EXAMPLE_ROWS].clone() for tensor in (inputs[0], output))
+            self._norms.append((output, NormExample(name, given, made)))
 
         return note
 
@@ -131,11 +146,15 @@ class LayerQuantizer:
         return stored, standing_in
 
     def _quantize_group(self, name: str, layer: Any, group: Inputs, stored: Tensors, standing_in: Tensors) -> None:
+        if not group.hessian.isfinite().all():
+            raise IncompatibleModel(
+                f"the inputs of {name}.{group.linears[0]} are not finite on the calibration text; the model cannot be "
+                f"calibrated. Check its weights, or choose a method that needs no data",
+                param="model",
+            )
         matrices = {short: self.weights[f"{name}.{short}.weight"].to(group.device) for short in group.linears}
         if self.params.smoothing and group.norm is not None:
-            factors = self._smooth(group, matrices)
-            scaled = _fold(layer.get_submodule(group.norm), self.weights[f"{name}.{group.norm}.weight"], factors)
-            stored[f"{name}.{group.norm}.weight"] = standing_in[f"{name}.{group.norm}.weight"] = scaled
+            self._smooth(name, layer, group, matrices, stored, standing_in)
         for short, matrix in matrices.items():
             scale = matrix.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / LIMIT
             codes = self._round(matrix, group.hessian, scale)
@@ -143,22 +162,37 @@ class LayerQuantizer:
             stored[f"{name}.{short}.weight_scale"] = scale.cpu()
             standing_in[f"{name}.{short}.weight"] = (codes * scale).cpu()
 
-    def _smooth(self, group: Inputs, matrices: Tensors) -> torch.Tensor:
-        """Scales the matrices' columns, and what was seen of their inputs, in place."""
+    def _smooth(
+        self, name: str, layer: Any, group: Inputs, matrices: Tensors, stored: Tensors, standing_in: Tensors
+    ) -> None:
+        """Divides the inputs in the norm that gives them, and scales the matrices' columns in return.
+
+        Leaves both alone where no weight makes the norm do that: one with a bias, say.
+        """
+        assert group.norm is not None  # noqa: S101 -- the caller has looked
         columns = torch.stack([matrix.abs().amax(dim=0) for matrix in matrices.values()]).amax(dim=0)
         factors = smoothing_factors(group.largest, columns, self.params.smoothing)
+        weight = f"{name}.{group.norm.name}.weight"
+        folded = self._fold(layer.get_submodule(group.norm.name), weight, group.norm, factors)
+        if folded is None:
+            return
+        stored[weight] = standing_in[weight] = folded
         for short in matrices:
             matrices[short] = matrices[short] * factors
         group.hessian /= factors[:, None] * factors[None, :]
-        return factors
+
+    def _fold(self, norm: Any, weight: str, example: NormExample, factors: torch.Tensor) -> torch.Tensor | None:
+        """The norm's weight with the division built in, if one of the known kinds of norm is seen to do it."""
+        original, divisors = self.weights[weight].float(), factors.cpu()
+        for offset in NORM_OFFSETS:
+            folded = (original + offset) / divisors - offset
+            with replaced(self.weights, {weight: folded}):
+                made = norm(example.given)
+            if torch.allclose(made * factors, example.made, rtol=1e-3, atol=1e-5):
+                return folded
+        return None
 
     def _round(self, matrix: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         if self.params.algorithm == "rtn":
             return (matrix / scale).round().clamp(-LIMIT, LIMIT)
         return round_with_feedback(matrix, hessian, scale, limit=LIMIT, damping=self.params.damping)
-
-
-def _fold(norm: Any, weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """The norm's weight with the division built in. Gemma's norms multiply by one more than their weight."""
-    offset = 1.0 if "Gemma" in type(norm).__name__ else 0.0
-    return (weight.float() + offset) / factors.cpu() - offset

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from app.domain.errors import InvalidParameter
+from app.domain.errors import InvalidParameter, UnsupportedArchitecture
+from app.domain.quantization.spec import LAYER_WEIGHT
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.streamed_model import build_empty
+
+# Of the layers' matrices, the share that a method must reach to deserve its name.
+LEAST_COVERAGE: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,22 @@ def find_linears(source: Checkpoint, skip: tuple[str, ...] = ()) -> Linears:
     linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     _require_known(skip, list(linears))
     keys = (*get_keys_to_not_convert(model), *skip)
+    _require_coverage(source, linears)
     skipped = [name for name in linears if any(_names(key, name) for key in keys)]
     return Linears({name: module for name, module in linears.items() if name not in skipped}, skipped)
+
+
+def _require_coverage(source: Checkpoint, linears: dict[str, torch.nn.Linear]) -> None:
+    """Experts in one tensor, and other layers than Linear, would stay as they are under the name of the method."""
+    shapes = [info.shape for name, info in source.tensors.items() if LAYER_WEIGHT.search(name)]
+    matrices = sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    covered = sum(module.weight.numel() for name, module in linears.items() if LAYER_WEIGHT.search(f"{name}.weight"))
+    if covered < LEAST_COVERAGE * matrices:
+        raise UnsupportedArchitecture(
+            f"only {covered / matrices:.0%} of the layers' weights of a {source.architecture} are in Linear modules, "
+            f"which are all that this method quantizes; choose gguf, or none to cast",
+            param="model",
+        )
 
 
 def _names(key: str, module: str) -> bool:

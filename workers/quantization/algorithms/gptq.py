@@ -48,7 +48,9 @@ def _round_block(
 
 
 def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse."""
+    """The upper Cholesky factor of the damped Hessian's inverse. Raises ValueError where it holds NaN or infinity."""
+    if not hessian.isfinite().all():
+        raise ValueError("the inputs' second moments are not finite")
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
