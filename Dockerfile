@@ -55,7 +55,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 # The hub's and torch's own caches: beside the data, because the root file system may be read-only.
 ENV HF_HOME=/var/lib/bitmill/cache/huggingface \
-    TORCH_HOME=/var/lib/bitmill/cache/torch
+    TORCH_HOME=/var/lib/bitmill/cache/torch \
+    TRITON_CACHE_DIR=/var/lib/bitmill/cache/triton \
+    GPTQMODEL_TORCH_EXTENSIONS_DIR=/var/lib/bitmill/cache/gptqmodel
 
 FROM engine-runtime AS worker
 COPY --from=worker-build /opt/bitmill /opt/bitmill

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from app.domain.artifacts import Gate
+from app.domain.artifacts import Gate, artifact_key
 from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
 from app.domain.quantization.catalog import parse_method
 from app.domain.quantization.spec import MethodParams, MethodSpec
 from app.processes import die_with_parent
 from app.settings import Settings, get_settings
 from app.storage import artifacts
-from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from app.storage.checkpoints import Checkpoint, cached_sha256, inspect_checkpoint
 from workers.child import Channel, Message
-from workers.job_run import Reporter, Run, inputs_of, read_calibration_documents
+from workers.job_run import Reporter, Run, hold_checkpoints, inputs_of, read_calibration_documents
 from workers.stages import StageStore
+from workers.versions import versions_of
 
 log = logging.getLogger("bitmill.job")
 
@@ -42,7 +45,9 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
     stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
-    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents, Path(task["checkpoints"]))
+    key = artifact_key(source.fingerprint, task["method"], versions_of(spec.packages), inputs)
+    checkpoints = hold_checkpoints(Path(task["checkpoints"]), key)
+    run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents, checkpoints)
     report = _quantize(run, params, Path(task["artifact"]))
     channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
 
@@ -50,7 +55,13 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
 def _widened(spec: MethodSpec, checkpoint: Checkpoint, settings: Settings) -> dict[str, str]:
     """The setting that makes this architecture possible, if it takes one: the result depends on its value."""
     known = spec.architectures is None or checkpoint.architecture in spec.architectures
-    return {} if known or spec.widened_by is None else {spec.widened_by: str(getattr(settings, spec.widened_by))}
+    if known or spec.widened_by is None:
+        return {}
+    command = str(getattr(settings, spec.widened_by))
+    # The program behind the command may change, and its result with it.
+    files = [Path(part) for part in shlex.split(command) if Path(part).is_file()]
+    hashes = [cached_sha256(file, settings.cache_folder) for file in files]
+    return {spec.widened_by: json.dumps([command, hashes])}
 
 
 def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
@@ -68,7 +79,6 @@ def _quantize(run: Run, params: MethodParams, target: Path) -> Message:
 
 def prove(task: Message, channel: Channel, settings: Settings) -> None:
     """Loads the artifact back, has it generate, measures it against the original, and seals it."""
-    from workers.evaluation.gate import require_sane
     from workers.evaluation.proof import prove_artifact
 
     source = channel.receive()["source"]
@@ -76,10 +86,16 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
     spec, params = parse_method(task["method"])
     original = inspect_checkpoint(Path(source["path"]))
     staged = Path(task["artifact"])
-    card = prove_artifact(original, source["fingerprint"], staged, spec.output, settings, reporter.report)
-    if Gate(task["gate"]) is Gate.ON:
-        require_sane(card, spec.bits(params))
-    card = card.model_copy(update={"gate": task["gate"]})
+    card = prove_artifact(
+        original,
+        source["fingerprint"],
+        staged,
+        spec.output,
+        settings,
+        reporter.report,
+        gate=Gate(task["gate"]),
+        bits=spec.bits(params),
+    )
     reporter.report(1.0, "sealing")
     sha256 = artifacts.seal(staged)
     channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import psutil
 
@@ -74,6 +77,20 @@ class Run:
         from workers.calibration.loading import load_calibration
 
         return load_calibration(self.source.checkpoint, params, self.documents, report)
+
+
+def hold_checkpoints(folder: Path, key: str) -> Path:
+    """Where this process keeps what a later attempt may go on from, which only the same work may: `key` names it.
+
+    An attempt that was thought lost may still be writing there; then this one gets a folder of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / f"{key[:32]}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError:
+        return folder / uuid4().hex
+    return folder / key[:32]
 
 
 def read_calibration_documents(params: CalibrationParams | None, settings: Settings) -> list[Document]:

@@ -55,6 +55,11 @@ class Presence:
     def queues(self) -> list[str]:
         return queues_for(self.probe.hardware.devices) if self.probe else []
 
+    @property
+    def methods(self) -> list[str]:
+        """What this worker has the libraries for."""
+        return [name for name, problem in self.probe.methods.items() if problem is None] if self.probe else []
+
     def arrive(self) -> None:
         """Writes the worker's row, takes back what died on this machine, and starts beating."""
         self._write_row(self.probe or probe_in_child())
@@ -113,7 +118,7 @@ class Presence:
         before = time.time() - UNANSWERED_SECONDS
         with self.database.transaction() as session:
             jobs = JobRepository(session)
-            job = jobs.unclaimed(self.queues, dispatched_before=before)
+            job = jobs.unclaimed(self.queues, self.methods, dispatched_before=before)
             if job is None:
                 return
             jobs.mark_dispatched(job.id)

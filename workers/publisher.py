@@ -97,9 +97,11 @@ class Publisher:
 
 def _key(job: JobRow, source: Message) -> str:
     spec, _ = parse_method(job.method)
+    inputs = source["inputs"]
     # What was let through without a gate must not be reused by a job that asks for one.
     gate = {"gate": job.gate} if job.gate == Gate.OFF else {}
-    return artifact_key(source["fingerprint"], job.method, versions_of(spec.packages), source["inputs"] | gate)
+    method = {name: value for name, value in job.method.items() if name != "calibration" or "calibration" in inputs}
+    return artifact_key(source["fingerprint"], method, versions_of(spec.packages), inputs | gate)
 
 
 def _free_name(row: ArtifactRow, repository: ArtifactRepository) -> str:

@@ -81,6 +81,9 @@ class Supervisor:
         try:
             with self.database.transaction() as session:
                 jobs = JobRepository(session)
+                if jobs.get(job_id).method["type"] not in self.presence.methods:
+                    log.info("left job %s to a worker that has its method's libraries", job_id)
+                    return None
                 number = jobs.claim(
                     job_id, worker_id=self.presence.worker_id, lease_seconds=self.settings.lease_seconds
                 )

@@ -150,10 +150,11 @@ class JobRepository:
         query = select(JobRow).where(JobRow.state.in_(ACTIVE), JobRow.worker_id == worker_id)
         return list(self.session.scalars(query))
 
-    def unclaimed(self, queues: Sequence[str], *, dispatched_before: float) -> JobRow | None:
-        """The oldest queued job whose message, if one was sent at all, nobody has answered."""
+    def unclaimed(self, queues: Sequence[str], methods: Sequence[str], *, dispatched_before: float) -> JobRow | None:
+        """The oldest queued job with one of these methods whose message, if any was sent, nobody has answered."""
+        able = JobRow.method["type"].as_string().in_(methods)
         silent = or_(JobRow.dispatched_at.is_(None), JobRow.dispatched_at < dispatched_before)
-        query = select(JobRow).where(JobRow.state == JobState.QUEUED, JobRow.queue.in_(queues), silent)
+        query = select(JobRow).where(JobRow.state == JobState.QUEUED, JobRow.queue.in_(queues), able, silent)
         return self.session.scalar(query.order_by(JobRow.created_at).limit(1))
 
     def mark_dispatched(self, job_id: str) -> None:

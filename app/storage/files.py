@@ -13,8 +13,10 @@ from uuid import uuid4
 
 from app.domain.errors import DiskFull, UploadTooLarge
 from app.settings import Settings
+from app.storage.artifacts import require_free_disk
 
 PARTIAL_SUFFIX: Final = ".partial"
+CHECK_BYTES: Final = 64 * 1024**2
 
 
 class Stored(Protocol):
@@ -38,6 +40,7 @@ class StagedFile:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.size_bytes = 0
+        self._unchecked = 0
         self._digest = hashlib.sha256()
         settings.files_folder.mkdir(parents=True, exist_ok=True)
         self.path = settings.files_folder / f".{uuid4().hex}{PARTIAL_SUFFIX}"
@@ -61,11 +64,19 @@ class StagedFile:
         """Raises UploadTooLarge instead of passing the limit, and DiskFull."""
         self.size_bytes += len(data)
         require_size(self.size_bytes, self.settings)
+        self._require_room(len(data))
         self._digest.update(data)
         rest = memoryview(data)
         with _full_disk_told():
             while rest:
                 rest = rest[self._file.write(rest) :]
+
+    def _require_room(self, count: int) -> None:
+        """Now and then: an upload need not say beforehand how large it is."""
+        self._unchecked += count
+        if self._unchecked >= CHECK_BYTES:
+            self._unchecked = 0
+            require_free_disk(self.settings.files_folder, 0, self.settings.min_free_disk_bytes)
 
     def publish(self, row: Stored) -> Path:
         """Puts the whole file under its row's id, safely on disk. Raises DiskFull."""

@@ -57,8 +57,9 @@ def read_file(path: Path, name: str) -> list[Document]:
     """
     with path.open(encoding="utf-8") as file:
         try:
-            if name.endswith((".jsonl", ".ndjson")):
-                return _within_limit(_records(file))
+            if name.lower().endswith((".jsonl", ".ndjson")):
+                # A line of more than the limit is cut there, and then no JSON.
+                return _within_limit(_records(iter(lambda: file.readline(MAX_CHARACTERS), "")))
             return [file.read(MAX_CHARACTERS)]
         except UnicodeDecodeError as error:
             raise _bad_file(f"{name} is not UTF-8 text ({error}); convert it") from error

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from app.settings import Settings
 from app.storage.checkpoints import Checkpoint
 from workers.evaluation.metrics import Floats, PackedLogProbs, log_softmax, negative_log_likelihood
 from workers.evaluation.sample import GENERATED_TOKENS, Sample
 from workers.evaluation.scorers.safetensors import SafetensorsScorer
 from workers.evaluation.windows import scored
+from workers.stages import StageStore
 
 Report = Callable[[float, str], None]
 
@@ -37,28 +36,23 @@ class Reference:
 
 
 def load_reference(
-    checkpoint: Checkpoint, fingerprint: str, sample: Sample, settings: Settings, report: Report
+    checkpoint: Checkpoint, fingerprint: str, sample: Sample, stages: StageStore, report: Report
 ) -> Reference:
-    """Reads the reference from the cache, or computes it and adds it there by one rename."""
-    folder = settings.cache_folder / "references" / _key(fingerprint, sample)
-    if not folder.is_dir():
-        _compute(checkpoint, sample, folder, report)
+    """Computes the reference, or takes the one that an earlier job did."""
+    folder = stages.get("reference", _recipe(fingerprint, sample), partial(_compute, checkpoint, sample, report))
     return Reference(folder, np.load(folder / "nll.npy"), np.load(folder / "generated.npy").tolist())
 
 
-def _key(fingerprint: str, sample: Sample) -> str:
-    parts = {
+def _recipe(fingerprint: str, sample: Sample) -> dict[str, Any]:
+    return {
         "source": fingerprint,
         "prompt": sample.prompt.tolist(),
         "windows": [window.tolist() for window in sample.windows],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _compute(checkpoint: Checkpoint, sample: Sample, folder: Path, report: Report) -> None:
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-    temporary.mkdir(parents=True)
+def _compute(checkpoint: Checkpoint, sample: Sample, report: Report, folder: Path) -> None:
     likelihoods = []
     report(0.0, "loading the original")
     with SafetensorsScorer(checkpoint.path) as scorer:
@@ -68,17 +62,7 @@ def _compute(checkpoint: Checkpoint, sample: Sample, folder: Path, report: Repor
             log_probs = log_softmax(scorer.logits(window, positions))
             likelihoods.append(negative_log_likelihood(log_probs, targets))
             packed = PackedLogProbs.pack(log_probs)
-            np.savez(temporary / f"{number}.npz", codes=packed.codes, lowest=packed.lowest, step=packed.step)
+            np.savez(folder / f"{number}.npz", codes=packed.codes, lowest=packed.lowest, step=packed.step)
         generated = scorer.generate(sample.prompt, GENERATED_TOKENS, sample.stop)
-    np.save(temporary / "generated.npy", np.array(generated, dtype=np.int64))
-    np.save(temporary / "nll.npy", np.concatenate(likelihoods))
-    _publish(temporary, folder)
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        # Another job computed the same reference in the meantime; both are equal.
+    np.save(folder / "generated.npy", np.array(generated, dtype=np.int64))
+    np.save(folder / "nll.npy", np.concatenate(likelihoods))

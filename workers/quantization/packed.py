@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ import torch
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
 
 from gptqmodel import BACKEND, GPTQModel
-from gptqmodel.looper.checkpoint_store import CheckpointConfig
+from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
 
 from app.domain.artifacts import QuantizationReport
 from app.domain.errors import UnsupportedArchitecture
@@ -27,6 +28,8 @@ from workers.calibration.windows import CalibrationSet
 from workers.quantization.base import JobRun
 from workers.quantization.checkpoints.reader import copy_companions
 from workers.quantization.streaming import model_dtype
+
+log = logging.getLogger(__name__)
 
 BATCH: Final = 4
 
@@ -62,20 +65,38 @@ def quantize_packed(
     # The other way of packing would compile C++ here and now, for which servers need have no compiler.
     config.pack_impl = "original"
     config.offload_to_disk_path = str(target.parent / "offload")
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     run.report(0.0, "loading the model")
+    checkpoint = CheckpointConfig(path=run.checkpoints / "layers") if resumable else None
+    try:
+        model = _quantized(source, target, config, calibration, run, backend, checkpoint)
+    except CheckpointError as error:
+        # Another GPU, say: what was kept is of no use here, and the work can be done without it.
+        log.warning("starting over without the kept layers: %s", error)
+        model = _quantized(source, target, config, calibration, run, backend, None)
+    run.report(1.0, "writing the model")
+    model.save(str(target), max_shard_size=run.max_shard_bytes)
+    _tidy(source, target)
+
+
+def _quantized(
+    source: Checkpoint,
+    target: Path,
+    config: Any,
+    calibration: CalibrationSet,
+    run: JobRun,
+    backend: BACKEND,
+    checkpoint: CheckpointConfig | None,
+) -> Any:
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         model = GPTQModel.load(str(source.path), config, device=device, dtype=model_dtype(source))
     except (TypeError, NotImplementedError) as error:
         raise UnsupportedArchitecture(f"gptqmodel knows no {source.architecture}: {error}", param="model") from error
     layers = source.config["num_hidden_layers"]
     model.layer_callback = LayerProgress(run, layers, f"quantizing {layers} layers")
-    checkpoint = CheckpointConfig(path=run.checkpoints / "layers") if resumable else None
     with chdir(target.parent):  # the library writes a folder of logs wherever it stands
         model.quantize(_examples(calibration), batch_size=BATCH, backend=backend, checkpoint=checkpoint)
-    run.report(1.0, "writing the model")
-    model.save(str(target), max_shard_size=run.max_shard_bytes)
-    _tidy(source, target)
+    return model
 
 
 def _examples(calibration: CalibrationSet) -> list[dict[str, torch.Tensor]]:

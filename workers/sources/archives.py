@@ -26,7 +26,10 @@ from workers.sources.importing import Report
 
 MAX_ENTRIES: Final = 10_000
 # tarfile reads a whole extended header at once: this bounds what one can make it allocate.
-MAX_READ_BYTES: Final = 16 * 1024**2
+MAX_READ_BYTES: Final = 1024**2
+# And all of them together.
+MAX_HEADER_BYTES: Final = 32 * 1024**2
+BLOCK_BYTES: Final = 512
 COPY_BYTES: Final = 8 * 1024**2
 GZIP_MAGIC: Final = b"\x1f\x8b"
 # What a checkpoint's folder gets from the systems that it passed through.
@@ -80,11 +83,14 @@ class BoundedReads:
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
         self.stream = stream
+        self.left = MAX_HEADER_BYTES
         self.seek = stream.seek
         self.tell = stream.tell
 
     def read(self, size: int) -> bytes:
-        if size > MAX_READ_BYTES:
+        if size > BLOCK_BYTES:
+            self.left -= size
+        if size > MAX_READ_BYTES or self.left < 0:
             raise UnsafeArchive(f"the archive has a header of {size} bytes; pack it again", param="model")
         return self.stream.read(size)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from gguf import GGUFReader
 
 from app.domain.errors import CorruptCheckpoint, IncompatibleModel
+from workers.gguf_safety import require_plausible_counts
 
 END_TOKENS: Final = ("eos", "eot", "eom")
 
@@ -49,6 +50,7 @@ class GgufMetadata:
 def read_gguf(path: Path) -> GgufMetadata:
     """Raises CorruptCheckpoint for what is no whole GGUF file, IncompatibleModel for a part of one."""
     try:
+        require_plausible_counts(path)
         metadata = GgufMetadata(GGUFReader(path))
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise CorruptCheckpoint(

@@ -184,10 +184,10 @@ def test_only_unanswered_jobs_of_a_queue_are_unclaimed(database: Database) -> No
     add_job(database, "qjob-never", dispatched_at=None, created_at=now + 1)
     with database.transaction() as session:
         jobs = JobRepository(session)
-        first = jobs.unclaimed(["cpu"], dispatched_before=now - 5)
+        first = jobs.unclaimed(["cpu"], ["none"], dispatched_before=now - 5)
         assert first is not None
         assert first.id == "qjob-lost"
         jobs.mark_dispatched("qjob-lost")
-        second = jobs.unclaimed(["cpu"], dispatched_before=now - 5)
+        second = jobs.unclaimed(["cpu"], ["none"], dispatched_before=now - 5)
         assert second is not None
         assert second.id == "qjob-never"

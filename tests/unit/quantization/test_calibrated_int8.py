@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from app.domain.quantization.calibration import CalibrationParams
 from app.domain.quantization.methods.int8 import Int8Params
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama
+from tests.fakes.models import tiny_model
 from tests.fakes.run import RecordingRun
-from workers.quantization.calibrated_int8 import LayerQuantizer, Observer
-from workers.quantization.linears import find_linears
+from workers.quantization.calibrated_int8 import LayerQuantizer, NormExample, Observer
+from workers.quantization.linears import Linears, find_linears
 from workers.quantization.sequential import LayerWalk
 
 FEW = CalibrationParams(samples=4, sequence_length=32)
@@ -36,9 +38,9 @@ def observed(source: Checkpoint, wanted: set[str], tmp_path: Path) -> list[tuple
     layer = next(iter(walker.layers.values()))
     observer = Observer(layer, wanted)
     with torch.inference_mode():
-        walker._run_layer(layer)
+        walker._run_layer(0, layer)
     observer.close()
-    return [(group.norm, sorted(group.linears)) for group in observer.groups]
+    return [(group.norm.name if group.norm else None, sorted(group.linears)) for group in observer.groups]
 
 
 ATTENTION = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
@@ -77,3 +79,55 @@ def test_a_new_attempt_goes_on_after_the_last_finished_layer(source: Checkpoint,
     assert [stage for _, stage in second.reports if stage.startswith("quantizing")] == ["quantizing layer 3 of 3"]
     for ours, theirs in zip(resumed, whole, strict=True):
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+class NormWithBias(torch.nn.LayerNorm):
+    """A norm whose bias no weight can divide."""
+
+
+@pytest.mark.parametrize(
+    ("norm", "folds"),
+    [(torch.nn.RMSNorm(8, eps=1e-6), True), (NormWithBias(8, eps=1e-6), False)],
+)
+def test_a_norm_is_folded_only_where_that_divides_its_output(norm: torch.nn.Module, folds: bool) -> None:
+    torch.manual_seed(0)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = FakeWeights(norm)
+    given, factors = torch.randn(4, 8), torch.rand(8) + 0.5
+    with torch.inference_mode():
+        example = NormExample("norm", given, norm(given))
+        folded = LayerQuantizer(Int8Params(), Linears({}, []), weights)._fold(norm, "weight", example, factors)
+        assert (folded is not None) == folds
+        if folded is not None:
+            norm.weight.copy_(folded)
+            assert torch.allclose(norm(given) * factors, example.made, atol=1e-5)
+
+
+class FakeWeights(dict[str, torch.Tensor]):
+    """What a streamed model reads from: replacing an entry changes what the module multiplies by."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__(weight=norm.get_parameter("weight").detach().clone())
+        self.norm = norm
+        self.state_dict = self
+
+    def update(self, tensors: dict[str, torch.Tensor]) -> None:  # type: ignore[override]  # all that is used of it
+        self.original = self["weight"]
+        self.norm.get_parameter("weight").copy_(tensors["weight"])
+
+    def __delitem__(self, name: str) -> None:
+        self.norm.get_parameter("weight").copy_(self.original)
+
+
+def test_a_layers_own_mask_and_rotary_embedding_are_used(tmp_path: Path) -> None:
+    """Walking through Gemma 3 without changing anything gives what transformers gives."""
+    source = inspect_checkpoint(tiny_model("Gemma3ForCausalLM", tmp_path / "gemma", sliding_window=8))
+    run = RecordingRun(source, tmp_path / "run")
+    walker = LayerWalk(source, run.calibration(FEW, run.report), run, tmp_path / "layers")
+    walker.walk(lambda name, layer, run_layer: ({}, {}))
+    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = model.get_decoder()(torch.cat(walker.batches), use_cache=False).last_hidden_state
+        found = model.get_decoder().norm(torch.cat(walker._hidden))
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gguf import GGUFReader
 
 from app.domain.errors import InvalidParameter
+from workers.gguf_safety import require_plausible_counts
 
 Importance = dict[str, npt.NDArray[np.float32]]
 
@@ -42,6 +43,7 @@ def read_importance(path: Path) -> Importance:
 
 
 def _read_gguf(path: Path) -> Importance:
+    require_plausible_counts(path)
     tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
     names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
     if not names:

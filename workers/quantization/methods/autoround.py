@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import torch
 from auto_round import AutoRound
 
 from app.domain.artifacts import QuantizationReport
+from app.domain.errors import QuantizationFailed
 from app.domain.quantization.methods.autoround import SPEC, AutoRoundParams
 from app.storage.checkpoints import Checkpoint
 from workers.calibration.streamed_model import build_empty
@@ -62,8 +64,13 @@ def _tune(source: Checkpoint, folder: Path, params: AutoRoundParams, calibration
     progress = BlockProgress(run, source.config["num_hidden_layers"])
     logger.addHandler(progress)
     try:
-        tuner = _tuner(source, params, calibration)
-        tuner.quantize_and_save(str(folder), format=LAYOUTS[params.layout], max_shard_size=run.max_shard_bytes)
+        with chdir(folder.parent.parent):  # the library keeps its work wherever it stands
+            tuner = _tuner(source, params, calibration)
+            tuner.quantize_and_save(str(folder), format=LAYOUTS[params.layout], max_shard_size=run.max_shard_bytes)
+    except SystemExit as error:  # how the library says that it could not write
+        raise QuantizationFailed(
+            "auto-round gave up while it wrote the model; the worker's log of this job has its reason"
+        ) from error
     finally:
         logger.removeHandler(progress)
 

@@ -165,7 +165,7 @@ SPEC = MethodSpec(
     devices=frozenset({Device.CPU}),
     label=_label,
     bits=lambda params: BITS[params.quantization],
-    packages=("gguf", "llama-cpp-python"),
+    packages=("gguf", "llama-cpp-python", "torch", "transformers"),
     architectures=ARCHITECTURES,
     widened_by="gguf_converter",
 )
