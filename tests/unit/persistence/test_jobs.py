@@ -184,7 +184,8 @@ def test_only_unanswered_jobs_of_a_queue_are_unclaimed(database: Database) -> No
     add_job(database, "qjob-never", dispatched_at=None, created_at=now + 1)
     with database.transaction() as session:
         jobs = JobRepository(session)
-        first = jobs.unclaimed(["cpu"], ["none"], dispatched_before=now - 5)
+        assert jobs.unclaimed(["cpu"], ["gguf", "hqq"], dispatched_before=now - 5) is None
+        first = jobs.unclaimed(["cpu"], ["none", "gguf"], dispatched_before=now - 5)
         assert first is not None
         assert first.id == "qjob-lost"
         jobs.mark_dispatched("qjob-lost")

@@ -73,6 +73,25 @@ def test_a_stage_in_use_is_never_removed(tmp_path: Path) -> None:
     assert used.exists()
 
 
+def test_what_a_crash_left_of_a_build_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".gguf-0123.partial"
+    left.mkdir()
+    fill(left)
+    StageStore(tmp_path, 10**6).get("other", {}, fill)
+    assert not left.exists()
+
+
+def test_two_processes_may_make_room_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        StageStore(tmp_path, 10**6).get("old", {"number": number}, fill)
+    _release_all(tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        stores = [StageStore(tmp_path, 500) for _ in range(4)]
+        found = list(threads.map(lambda pair: pair[1].get("new", {"number": pair[0]}, fill), enumerate(stores)))
+    assert all((stage / "data").exists() for stage in found)
+    assert not [name for name in names(tmp_path) if name.startswith("old")]
+
+
 def _release_all(folder: Path) -> None:
     """What the kernel does when a process ends: its locks go with its descriptors."""
     import gc
