@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from app.cli.launch import free_port
 from app.domain.model_names import parse_model_name
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from tests.fakes.installation import end
 from workers.loading import load_causal_lm
 from workers.sources.demo import import_demo
 
@@ -105,17 +105,7 @@ def vllm_server(python: Path, artifact: Path, log: Path) -> Iterator[httpx.Clien
             wait_until_loaded(client, process, log)
             yield client
         finally:
-            stop_all(process)
-
-
-def stop_all(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server and its workers, which outlive it where it is busy."""
-    process.terminate()
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            end(process)
 
 
 def wait_until_loaded(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:

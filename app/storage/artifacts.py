@@ -70,7 +70,7 @@ def seal(folder: Path) -> str:
     for path in (folder, *folder.rglob("*")):
         # Libraries leave some files readable by their owner alone; serving may run as another user.
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
+        sync(path)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -83,11 +83,12 @@ def publish(staged: Path, settings: Settings, artifact_id: str) -> Path:
     target = settings.artifacts_folder / artifact_id
     target.parent.mkdir(parents=True, exist_ok=True)
     staged.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

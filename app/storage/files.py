@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from app.domain.errors import DiskFull, UploadTooLarge
 from app.settings import Settings
-from app.storage.artifacts import require_free_disk
+from app.storage.artifacts import require_free_disk, sync
 
 PARTIAL_SUFFIX: Final = ".partial"
 CHECK_BYTES: Final = 64 * 1024**2
@@ -86,7 +86,7 @@ class StagedFile:
         self.path.chmod(0o644)
         target = locate(row, self.settings)
         self.path.rename(target)
-        _sync_folder(target.parent)
+        sync(target.parent)
         return target
 
 
@@ -127,11 +127,3 @@ def _full_disk_told() -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskFull.from_os_error(error) or error from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
