@@ -74,24 +74,26 @@ def _opened(file: IO[bytes]) -> Iterator[Iterator[Entry]]:
     compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     file.seek(0)
     stream: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=file) if compressed else file
-    with tarfile.open(fileobj=BoundedReads(stream), mode="r:") as tar:  # type: ignore[call-overload]  # what it calls
-        yield _tar_entries(tar)
+    reads = BoundedReads(stream)
+    with tarfile.open(fileobj=reads, mode="r:") as tar:  # type: ignore[call-overload]  # what it calls
+        yield _tar_entries(tar, reads)
 
 
 class BoundedReads:
-    """The part of a file that tarfile calls, with a limit on what is read at once."""
+    """The part of a file that tarfile calls, with limits on what its headers make it read."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile) -> None:
         self.stream = stream
         self.left = MAX_HEADER_BYTES
+        self.in_headers = True
         self.seek = stream.seek
         self.tell = stream.tell
 
     def read(self, size: int) -> bytes:
-        if size > BLOCK_BYTES:
+        if self.in_headers and size > BLOCK_BYTES:
             self.left -= size
-        if size > MAX_READ_BYTES or self.left < 0:
-            raise UnsafeArchive(f"the archive has a header of {size} bytes; pack it again", param="model")
+            if size > MAX_READ_BYTES or self.left < 0:
+                raise UnsafeArchive(f"the archive has a header of {size} bytes; pack it again", param="model")
         return self.stream.read(size)
 
 
@@ -106,13 +108,14 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
             yield Entry(_safe_path(info.filename), info.file_size, partial(archive.open, info))
 
 
-def _tar_entries(tar: tarfile.TarFile) -> Iterator[Entry]:
+def _tar_entries(tar: tarfile.TarFile, reads: BoundedReads) -> Iterator[Entry]:
     for member in tar:
         if member.isdir():
             continue
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
             _refuse(member.name, "is a link, a device or a sparse file")
         yield Entry(_safe_path(member.name), member.size, partial(_tar_file, tar, member))
+    reads.in_headers = False  # all of them are read: what comes now is content
 
 
 def _tar_file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
