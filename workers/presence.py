@@ -158,9 +158,8 @@ class Presence:
     def clean_checkpoints(self) -> None:
         """Removes what jobs kept between attempts, once they have ended."""
         folder = self.settings.checkpoints_folder
+        artifacts.finish_removals(folder)
         for left in list(folder.iterdir()) if folder.exists() else []:
-            if artifacts.is_doomed(left):
-                continue
             with self.database.reading() as session:
                 job = JobRepository(session).find(left.name)
             if job is None or JobState(job.state) in FINAL_STATES:

@@ -56,6 +56,7 @@ class StageStore:
 
     def _make_room(self, wanted: Path) -> None:
         """Removes what crashes left, then the stages used longest ago, until the limit is kept."""
+        artifacts.finish_removals(self.folder)
         for left in self.folder.glob(".*.partial"):
             _remove_unless_locked(left, _stage_of(left))
         ages = {path: age for path in self.folder.iterdir() if _is_stage(path) and (age := _last_use(path))}

@@ -103,13 +103,14 @@ def remove(folder: Path) -> None:
         folder.rename(doomed)
     except FileNotFoundError:
         return  # another process was faster, or it never existed
-    # Another cleaner may be at it too; what is left is hidden, and removed by the next one that looks.
+    # Another cleaner may be at it too; what is left is hidden, and `finish_removals` deletes it.
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def is_doomed(path: Path) -> bool:
-    """Whether this is a folder that `remove` has put out of sight."""
-    return path.name.startswith(DOOMED)
+def finish_removals(folder: Path) -> None:
+    """Deletes what `remove` put out of sight and a crash left there."""
+    for doomed in folder.glob(f"{DOOMED}*"):
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_strays(folder: Path, *, keep: set[str], older_than: float) -> list[str]:
