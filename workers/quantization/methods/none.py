@@ -36,12 +36,12 @@ def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     if not tensor.is_floating_point():
         return tensor
-    largest = torch.finfo(dtype).max
-    if dtype != tensor.dtype and torch.finfo(tensor.dtype).max > largest:
-        peak = tensor.abs().masked_fill(~tensor.isfinite(), 0).max().item() if tensor.numel() else 0.0
-        if peak > largest:
-            raise IncompatibleModel(
-                f"{name} holds {peak:g}, beyond the range of ±{largest:g} of {dtype}; choose bf16 or fp32",
-                param="method.dtype",
-            )
-    return tensor.to(dtype)
+    result = tensor.to(dtype)
+    # Looking at the result first is quick, and nearly always all that is needed.
+    if not result.isfinite().all() and (lost := tensor.isfinite() & ~result.isfinite()).any():
+        raise IncompatibleModel(
+            f"{name} holds {tensor[lost].abs().max().item():g}, beyond the range of ±{torch.finfo(dtype).max:g} of "
+            f"{dtype}; choose bf16 or fp32",
+            param="method.dtype",
+        )
+    return result
