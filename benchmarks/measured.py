@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 HEAD = """
-import json, resource, sys, time
+import json, re, sys, time
 arguments = json.loads(sys.argv[1])
 """
 TAIL = """
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage's figure, which begins with what the starting process had.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 print()
 print(json.dumps({"seconds": time.perf_counter() - started, "peak_rss_bytes": peak}))
 """
