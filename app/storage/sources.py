@@ -43,9 +43,9 @@ def resolve_path(name: str, roots: Sequence[Path]) -> Path | None:
                 param="model",
             )
         # os.path, because pathlib raises for names that are too long for the file system.
-        if os.path.isdir(path):  # noqa: PTH112
+        if os.path.isdir(path):  # noqa: PTH112 -- see above
             return _only_gguf(path) or path
-        if path.suffix == GGUF_SUFFIX and os.path.isfile(path):  # noqa: PTH113
+        if path.suffix == GGUF_SUFFIX and os.path.isfile(path):  # noqa: PTH113 -- see above
             return path
     return None
 
