@@ -10,9 +10,9 @@ from fastapi import Depends, FastAPI
 import app as package
 from app.api import operations, quantization
 from app.api.dependencies import require_api_key
-from app.api.errors import install_error_handlers
 from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, models
+from app.error_handlers import install_error_handlers
 from app.persistence.unit_of_work import Database
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher

@@ -7,12 +7,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.domain.serving import FOREVER, KeepAlive
 
 
 def _split(value: object, separator: str) -> object:
     return [part for part in value.split(separator) if part] if isinstance(value, str) else value
+
+
+class RemoteServer(BaseModel, extra="forbid", frozen=True):
+    """A server that speaks the OpenAI API. `url` ends where `/chat/completions` would follow, such as `…/v1`."""
+
+    url: str = Field(pattern=r"^https?://")
+    api_key: SecretStr | None = None
 
 
 class Settings(BaseSettings):
@@ -60,7 +69,33 @@ class Settings(BaseSettings):
         default=4096, ge=64, description="Context length, in tokens, with which models are loaded."
     )
     serving_slots: int = Field(default=16, ge=1, description="Requests that one loaded model works on at a time.")
-    serving_threads: int = Field(default=0, ge=0, description="Threads per engine; 0 chooses by model size.")
+    serving_threads: int = Field(default=0, ge=0, description="Threads per engine; 0 chooses by measuring.")
+    serving_queue: int = Field(
+        default=256, ge=0, description="Requests that may wait for a loaded model's slots; one more is told to retry."
+    )
+    serving_queue_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="How long a request waits for a slot, or for room for its model."
+    )
+    serving_first_token_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="How long a loaded model may take until a streamed answer begins."
+    )
+    serving_total_timeout_seconds: float = Field(default=3600.0, gt=0, description="How long a whole answer may take.")
+    serving_keep_alive: KeepAlive = Field(
+        default=FOREVER,
+        description="How long an idle model stays loaded: seconds, or such as 10m; -1 until its room is needed.",
+    )
+    serving_gpu_memory_share: float = Field(
+        default=0.9, gt=0, le=1, description="The share of a GPU's memory that models may fill."
+    )
+    engines_dir: Path | None = Field(
+        default=None,
+        description="Folder for engines with environments of their own. Default: engines/ in the data folder.",
+    )
+    remotes: dict[str, RemoteServer] = Field(
+        default={},
+        description="Servers that models may be deployed on, as JSON: "
+        '{"name": {"url": "http://host:8000/v1", "api_key": "…"}}.',
+    )
     lease_seconds: float = Field(
         default=15.0, gt=0, description="A running job whose worker is silent for this long is queued again."
     )
@@ -141,6 +176,11 @@ class Settings(BaseSettings):
     def roots(self) -> tuple[Path, ...]:
         chosen = self.source_roots or (self.data_folder / "models",)
         return tuple(root.expanduser().resolve() for root in chosen)
+
+    @property
+    def engines_folder(self) -> Path:
+        """An environment per engine that was installed beside this one."""
+        return self.engines_dir.expanduser().resolve() if self.engines_dir else self.data_folder / "engines"
 
     @property
     def artifacts_folder(self) -> Path:

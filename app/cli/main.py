@@ -17,6 +17,7 @@ from app.cli import demo as demonstration
 from app.cli import launch, tables
 from app.cli.files import files
 from app.cli.progress import follow_job
+from app.cli.serving import deployments, engines
 from app.client import BitmillClient, RequestFailed
 from app.settings import get_settings
 
@@ -175,6 +176,8 @@ def cancel_job(job_id: str) -> None:
 
 
 cli.add_command(files)
+cli.add_command(deployments)
+cli.add_command(engines)
 
 
 @cli.command()

@@ -47,6 +47,27 @@ def models(rows: list[Json]) -> Table:
     return table
 
 
+def deployments(rows: list[Json]) -> Table:
+    table = Table("model", "state", "engine", "memory", "slots in use", "requests", "last used", "pinned")
+    for row in rows:
+        resident = row.get("memory", {}).get("resident_bytes")
+        used = row.get("last_used_at")
+        table.add_row(
+            row["model"], row["state"], row["engine"] or "", size(resident) if resident else "",
+            f"{row['slots_in_use']} of {row['slots']}" if "slots" in row else "", str(row.get("requests", "")),
+            moment(used) if used else "", "yes" if row["pinned"] else "",
+        )  # fmt: skip
+    return table
+
+
+def engines(rows: list[Json]) -> Table:
+    table = Table("engine", "version", "loads", "devices", "available")
+    for row in rows:
+        available = "yes" if row["available"] else f"no: {row['problem']}"
+        table.add_row(row["id"], row["version"] or "", ", ".join(row["formats"]), ", ".join(row["devices"]), available)
+    return table
+
+
 def files(rows: list[Json]) -> Table:
     table = Table(Column("id", no_wrap=True), "file", "purpose", "size", "uploaded")  # an id is there to be copied
     for row in rows:

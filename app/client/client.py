@@ -92,6 +92,23 @@ class BitmillClient:
     def workers(self) -> list[Json]:
         return self._list("/v1/workers")
 
+    def deployments(self) -> list[Json]:
+        return self._list("/v1/deployments")
+
+    def deployment(self, model: str) -> Json:
+        return self._request("GET", f"/v1/deployments/{quote(model, safe='')}")
+
+    def deploy(self, model: str, **options: Any) -> Json:
+        """POST /v1/deployments; returns when the model is loaded. Raises RequestFailed."""
+        timeout = httpx.Timeout(60, read=None)
+        return self._request("POST", "/v1/deployments", json={"model": model, **options}, timeout=timeout)
+
+    def undeploy(self, model: str) -> Json:
+        return self._request("DELETE", f"/v1/deployments/{quote(model, safe='')}")
+
+    def engines(self) -> list[Json]:
+        return self._list("/v1/engines")
+
     def readiness(self) -> Json:
         return self._request("GET", "/readyz")
 

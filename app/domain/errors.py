@@ -12,7 +12,8 @@ BitmillError
 │   ├── UnsupportedArchitecture
 │   ├── IncompatibleModel          the method cannot take a tensor of this shape
 │   ├── UploadTooLarge
-│   └── UnsafeArchive              an entry of an uploaded archive must not be unpacked
+│   ├── UnsafeArchive              an entry of an uploaded archive must not be unpacked
+│   └── ContextLengthExceeded
 ├── AuthenticationFailed
 ├── NotFound
 │   ├── ModelNotFound
@@ -25,13 +26,15 @@ BitmillError
 │   ├── NoWorkerAvailable
 │   ├── ModelInUse
 │   └── FileInUse
+├── TooManyRequests                come again when Retry-After has passed
 ├── InsufficientResources
 │   ├── DiskFull
 │   └── InsufficientMemory
 ├── UpstreamFailed                 something that Bitmill stands on failed
 │   ├── HubUnreachable
 │   ├── ServingUnavailable
-│   └── EngineFailed
+│   ├── EngineFailed
+│   └── EngineTimeout
 └── JobFailed                      the work itself went wrong
     ├── WorkerLost
     ├── JobProcessCrashed
@@ -39,7 +42,7 @@ BitmillError
     └── QualityGateFailed
 
 Each class has a stable `code`, which clients may compare; messages are for people and may change.
-`app.api.errors` holds the one table from these classes to HTTP statuses.
+`app.error_handlers` holds the one table from these classes to HTTP statuses.
 """
 
 from __future__ import annotations
@@ -58,6 +61,11 @@ class BitmillError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an HTTP answer says of it beside the body."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """OpenAI's error object: all four fields, always."""
@@ -113,6 +121,10 @@ class UnsafeArchive(InvalidRequest):
     code = "unsafe_archive"
 
 
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
 class AuthenticationFailed(BitmillError):
     code = "invalid_api_key"
     type = "authentication_error"
@@ -164,6 +176,19 @@ class FileInUse(Conflict):
     code = "file_in_use"
 
 
+class TooManyRequests(BitmillError):
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int = 1) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.retry_after_seconds)}
+
+
 class InsufficientResources(BitmillError):
     code = "insufficient_resources"
     type = "insufficient_resources_error"
@@ -202,6 +227,10 @@ class ServingUnavailable(UpstreamFailed):
 
 class EngineFailed(UpstreamFailed):
     code = "engine_failed"
+
+
+class EngineTimeout(UpstreamFailed):
+    code = "engine_timeout"
 
 
 class JobFailed(BitmillError):

@@ -113,6 +113,16 @@ class FileRow(Base):
     created_at: Mapped[float] = mapped_column(Float(53))
 
 
+class DeploymentRow(Base):
+    """How a model is to be served, as asked for. Whether it is loaded, the serving host knows."""
+
+    __tablename__ = "deployments"
+
+    model: Mapped[str] = mapped_column(String(700), primary_key=True)
+    options: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Float(53))
+
+
 class WorkerRow(Base):
     __tablename__ = "workers"
 

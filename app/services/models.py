@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from app.domain.artifacts import ArtifactKind
 from app.domain.errors import ModelInUse
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.deployments import DeploymentRepository
 from app.persistence.jobs import JobRepository
-from app.persistence.tables import ArtifactRow
+from app.persistence.tables import ArtifactRow, DeploymentRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
@@ -22,6 +23,11 @@ class ModelService:
     def list(self) -> Sequence[ArtifactRow]:
         with self.database.reading() as session:
             return ArtifactRepository(session).list()
+
+    def remote(self) -> Sequence[DeploymentRow]:
+        """Models that are deployed on other servers: they have no files here."""
+        with self.database.reading() as session:
+            return [row for row in DeploymentRepository(session).list() if row.options.get("remote")]
 
     def get(self, name: str) -> ArtifactRow:
         with self.database.reading() as session:
@@ -39,6 +45,7 @@ class ModelService:
             if busy:
                 raise ModelInUse(f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model")
             ArtifactRepository(session).delete(row.id)
+            DeploymentRepository(session).delete(name)
             shared = ArtifactRepository(session).has_path(row.path)
         folder = artifacts.locate(row, self.settings)
         ours = row.kind == ArtifactKind.QUANTIZED or folder.is_relative_to(self.settings.sources_folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -21,6 +20,22 @@ class ForwardedAnswer:
     headers: dict[str, str]
     chunks: AsyncIterator[bytes]
     aclose: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteAnswer:
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+_PATIENT = httpx.Timeout(None, connect=5.0)
+
+
+def _passed_on(answer: httpx.Response) -> dict[str, str]:
+    """What a client should see of the host's headers."""
+    found = {"content-type": answer.headers.get("content-type", "application/json")}
+    return found | {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
 
 
 class ServingClient:
@@ -48,16 +63,18 @@ class ServingClient:
         answer = await self._send(request, stream=True)
         return ForwardedAnswer(
             status=answer.status_code,
-            headers={"content-type": answer.headers.get("content-type", "application/json")},
+            headers=_passed_on(answer),
             chunks=self._chunks(answer),
             aclose=answer.aclose,
         )
 
-    async def deployments(self) -> dict[str, Any]:
-        """What the host has loaded. Raises ServingUnavailable."""
-        answer = await self._send(self._http.build_request("GET", "/v1/deployments"))
-        view: dict[str, Any] = self._checked(answer).json()
-        return view
+    async def ask(self, method: str, path: str, body: bytes | None = None) -> CompleteAnswer:
+        """The host's whole answer, refusals too. Raises ServingUnavailable where there is none."""
+        headers = {"content-type": "application/json"} if body is not None else None
+        # Loading a model may take longer than any bound on a wait for bytes.
+        request = self._http.build_request(method, path, content=body, headers=headers, timeout=_PATIENT)
+        answer = await self._send(request)
+        return CompleteAnswer(answer.status_code, answer.content, _passed_on(answer))
 
     async def unload(self, name: str) -> bool:
         """Frees the model's memory; False where it was not loaded. Raises ServingUnavailable."""

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
+from app.domain.memory import MemoryEstimate
+from app.settings import Settings
+from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec
+from workers.serving.planning import Plan, Planner, engine_options, require_options
 
 
 class FakeEngine(Engine):
@@ -21,6 +25,7 @@ class FakeEngine(Engine):
     )
 
     def __init__(self, folder: Path, *, gated: bool = False) -> None:
+        super().__init__(Settings(data_dir=folder))
         self.broken = folder / "broken"
         self.gate = folder / "gate"
         self.log = folder / "events"
@@ -46,3 +51,14 @@ class FakeEngine(Engine):
 
     def pids(self) -> list[int]:
         return [int(line.split()[1]) for line in self.events("start")]
+
+
+def planner_for(engine: Engine, settings: Settings, needs: dict[str, int] | None = None) -> Planner:
+    """Always this engine; `needs` says how many bytes each model takes, nothing where it is silent."""
+
+    def plan(model: ServedModel) -> Plan:
+        require_options(model.options, engine)
+        estimate = MemoryEstimate(weights_bytes=(needs or {}).get(model.name, 0), cache_bytes=0, runtime_bytes=0)
+        return Plan(engine, engine_options(model, settings), estimate)
+
+    return plan

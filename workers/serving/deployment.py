@@ -13,9 +13,13 @@ from typing import Any
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
+from app.domain.memory import MemoryEstimate
+from app.domain.serving import FOREVER, DeploymentOptions
 from app.settings import Settings
-from workers.serving.engines.base import Engine, EngineOptions
-from workers.serving.process import RunningEngine, log_name, new_address
+from workers.serving.admission import Admission
+from workers.serving.engines.base import Engine, EngineOptions, RemoteAddress
+from workers.serving.process import Running, RunningEngine, log_name, new_address
+from workers.serving.remote import RemoteConnection
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +33,18 @@ class DeploymentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the pool has to know of an artifact."""
+    """What the pool has to know of a model: its files, and how it is to be served.
+
+    `method` is the quantization method that made it, None where nobody did. `draft` has the files of the draft
+    model that its options name. A remote model has no files of its own.
+    """
 
     name: str
     folder: Path
     format: ArtifactFormat
+    method: str | None = None
+    options: DeploymentOptions = field(default_factory=DeploymentOptions)
+    draft: Path | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -42,16 +53,30 @@ class Deployment:
 
     model: ServedModel
     engine: Engine
+    options: EngineOptions
+    estimate: MemoryEstimate
     settings: Settings
     on_end: Callable[[Deployment, str], None]
     state: DeploymentState = DeploymentState.LOADING
     in_flight: int = 0
+    requests: int = 0
     last_used: float = field(default_factory=time.time)
-    running: RunningEngine | None = None
+    keep_alive_seconds: float = FOREVER
+    pinned: bool = False
+    load_seconds: float | None = None
+    running: Running | None = None
+    admission: Admission = field(init=False)
     loading: asyncio.Task[None] = field(init=False)
     watching: asyncio.Task[None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.admission = Admission(
+            self.name,
+            slots=self.options.slots,
+            queue=self.settings.serving_queue,
+            timeout_seconds=self.settings.serving_queue_timeout_seconds,
+        )
+        self.keep(self.model.options)
         self.loading = asyncio.create_task(self._load())
         # Its error reaches whoever waits for it; if all have left, nobody does.
         self.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -69,7 +94,25 @@ class Deployment:
     def idle(self) -> bool:
         return self.accepts and self.in_flight == 0
 
-    async def ready(self) -> RunningEngine:
+    @property
+    def evictable(self) -> bool:
+        return self.idle and not self.pinned
+
+    @property
+    def expires_at(self) -> float | None:
+        """When it has been idle for long enough; None: not by itself."""
+        idle = self.evictable and self.state is DeploymentState.READY
+        if not idle or self.keep_alive_seconds == FOREVER:
+            return None
+        return self.last_used + self.keep_alive_seconds
+
+    def keep(self, options: DeploymentOptions) -> None:
+        """Takes over for how long it stays loaded."""
+        given = options.keep_alive
+        self.keep_alive_seconds = self.settings.serving_keep_alive if given is None else given
+        self.pinned = options.pinned
+
+    async def ready(self) -> Running:
         """Waits until the model is loaded. Raises EngineFailed."""
         await asyncio.wait({self.loading})
         if self.loading.cancelled():
@@ -98,14 +141,20 @@ class Deployment:
             raise
         if self.state is DeploymentState.LOADING:
             self.state = DeploymentState.READY
+        self.load_seconds = time.monotonic() - started
+        self.last_used = time.time()
         self.watching = asyncio.create_task(self._watch())
-        log.info("loaded %s on %s in %.1f s", self.name, self.engine.spec.name, time.monotonic() - started)
+        log.info("loaded %s on %s in %.1f s", self.name, self.engine.spec.name, self.load_seconds)
 
     async def _start_engine(self) -> None:
         await asyncio.to_thread(self.engine.check_environment)
         address = new_address()
-        command = self.engine.command(self.model.folder, self._options(), address)
-        self.running = await RunningEngine.start(command, address, self.settings.logs_folder / log_name(self.name))
+        command = await asyncio.to_thread(self.engine.command, self.model.folder, self.options, address)
+        if isinstance(command, RemoteAddress):
+            self.running = RemoteConnection(command)
+        else:
+            logged = self.settings.logs_folder / log_name(self.name)
+            self.running = await RunningEngine.start(command, address, logged)
         await self.running.wait_until_healthy(self.settings.serving_load_timeout_seconds)
 
     async def _discard(self, error: BaseException) -> None:
@@ -127,22 +176,26 @@ class Deployment:
         await self.running.kill()  # what it started may have outlived it
         self.on_end(self, f"it {self.running.how_it_ended()}")
 
-    def _options(self) -> EngineOptions:
-        return EngineOptions(
-            public_name=self.name,
-            context_length=self.settings.serving_context_length,
-            slots=self.settings.serving_slots,
-            threads=self.settings.serving_threads,
-        )
-
     def view(self) -> dict[str, Any]:
         return {
             "object": "deployment",
             "model": self.name,
-            "engine": self.engine.spec.name,
             "state": self.state.value,
-            "pid": self.running.pid if self.running else None,
+            "engine": self.engine.spec.name,
+            "pinned": self.pinned,
+            "keep_alive_seconds": self.keep_alive_seconds,
+            "expires_at": int(self.expires_at) if self.expires_at is not None else None,
+            "context_length": self.options.context_length,
+            "slots": self.options.slots,
+            "slots_in_use": min(self.admission.running, self.options.slots),
             "in_flight": self.in_flight,
+            "requests": self.requests,
             "last_used_at": int(self.last_used),
-            "rss_bytes": self.running.rss_bytes() if self.running else None,
+            "load_seconds": self.load_seconds,
+            "pid": self.running.pid if self.running else None,
+            "memory": {
+                "estimated": self.estimate.view(),
+                "resident_bytes": self.running.resident_bytes() if self.running else None,
+            },
+            "error": None,
         }

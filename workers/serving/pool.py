@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
-from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import InsufficientMemory, ServingUnavailable
 from app.settings import Settings
-from app.storage.artifacts import size_bytes
 from workers.serving.deployment import Deployment, DeploymentState, ServedModel
-from workers.serving.engines.base import Engine
-from workers.serving.engines.registry import engine_for
-from workers.serving.process import RunningEngine
+from workers.serving.machine import Machine
+from workers.serving.metrics import ServingMetrics
+from workers.serving.planning import EnginePlanner, Plan, Planner
+from workers.serving.process import Running
+
+log = logging.getLogger(__name__)
 
 LONGEST_BACKOFF_SECONDS = 60.0
 
@@ -54,62 +54,108 @@ class ModelPool:
         self,
         settings: Settings,
         *,
-        engine_for: Callable[[ArtifactFormat], Engine] = engine_for,
-        queue_timeout_seconds: float = 60.0,
+        machine: Machine | None = None,
+        planner: Planner | None = None,
+        metrics: ServingMetrics | None = None,
     ) -> None:
         self.settings = settings
-        self.engine_for = engine_for
-        self.queue_timeout_seconds = queue_timeout_seconds
+        self.machine = machine or Machine(settings.serving_gpu_memory_share)
+        self.planner = planner or EnginePlanner(settings, self.machine)
+        self.metrics = metrics or ServingMetrics()
         self._deployments: dict[str, Deployment] = {}
         self._failures: dict[str, Failures] = {}
+        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         # Whoever looks for room looks alone; whoever finds none waits for the event, without the lock.
         self._looking = asyncio.Lock()
         self._changed = asyncio.Event()
         self._closed = False
 
     @asynccontextmanager
-    async def lease(self, model: ServedModel) -> AsyncIterator[RunningEngine]:
-        """The model's engine, loaded if need be and not evicted before the block ends.
+    async def lease(self, model: ServedModel, *, keep_alive: float | None = None) -> AsyncIterator[Running]:
+        """The model's engine with one of its slots, loaded if need be and not evicted before the block ends.
 
-        Raises ServingUnavailable when no place became free in time, EngineFailed or InsufficientMemory when
-        the model cannot be loaded.
+        `keep_alive` (seconds) is how long the model stays loaded after this request. Raises ServingUnavailable
+        when no place became free in time, TooManyRequests when no slot did, EngineFailed or InsufficientMemory
+        when the model cannot be loaded.
         """
-        deployment = await self._admit(model)
-        try:
+        async with self._held(model) as deployment:
             running = await deployment.ready()
-            yield running
-            if running.alive:
-                self._failures.pop(model.name, None)
-        finally:
-            deployment.in_flight -= 1
-            deployment.last_used = time.time()
-            self._notify()
+            async with deployment.admission.slot():
+                deployment.requests += 1
+                if keep_alive is not None:
+                    deployment.keep_alive_seconds = keep_alive
+                yield running
+                if running.alive:
+                    self._failures.pop(model.name, None)
 
-    async def unload(self, name: str) -> bool:
-        """Lets requests in flight finish, within the queue timeout, then frees the model. False: not loaded."""
+    async def load(self, model: ServedModel) -> None:
+        """Loads the model, again if it is loaded with other options, after its requests in flight have finished.
+
+        Raises what `lease` raises.
+        """
+        existing = self._deployments.get(model.name)
+        if existing is not None and existing.model.options.loading != model.options.loading:
+            await self.unload(model.name)
+        async with self._held(model) as deployment:
+            deployment.keep(model.options)
+            await deployment.ready()
+
+    async def unload(self, name: str) -> int | None:
+        """Lets requests in flight finish, within the queue's timeout, then frees the model.
+
+        Returns the bytes of memory that its processes had, 0 where that is not known; None: it is not loaded.
+        """
         deployment = self._deployments.get(name)
         if deployment is None:
-            return False
+            return None
         if deployment.accepts:
             deployment.state = DeploymentState.STOPPING
-        deadline = time.monotonic() + self.queue_timeout_seconds
+        deadline = time.monotonic() + self.settings.serving_queue_timeout_seconds
         while deployment.in_flight and await self._wait_for_change(self._changed, deadline):
             continue
+        held = deployment.running.resident_bytes() if deployment.running else None
         await self._remove(deployment)
         self._failures.pop(name, None)
-        return True
+        return held or 0
 
     async def close(self) -> None:
         """Kills every engine. Requests in flight fail."""
         self._closed = True
         await asyncio.gather(*(self._remove(each) for each in list(self._deployments.values())))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def view(self) -> list[dict[str, Any]]:
-        return [deployment.view() for deployment in list(self._deployments.values())]
+        return [deployment.view() for deployment in self.deployments]
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        return list(self._deployments.values())
+
+    def engine_of(self, name: str) -> str:
+        """The engine of a model that is leased."""
+        return self._deployments[name].engine.spec.name
+
+    def why_not(self, name: str) -> str | None:
+        """Why the model's engine failed at last; None where it did not."""
+        failures = self._failures.get(name)
+        return failures.reason if failures and failures.count else None
+
+    @asynccontextmanager
+    async def _held(self, model: ServedModel) -> AsyncIterator[Deployment]:
+        deployment = await self._admit(model)
+        try:
+            yield deployment
+        finally:
+            deployment.in_flight -= 1
+            deployment.last_used = time.time()
+            self._schedule_expiry(deployment)
+            self._notify()
 
     async def _admit(self, model: ServedModel) -> Deployment:
         """The model's deployment with this request counted in, so that nothing evicts it meanwhile."""
-        deadline = time.monotonic() + self.queue_timeout_seconds
+        deadline = time.monotonic() + self.settings.serving_queue_timeout_seconds
         while True:
             async with self._looking:
                 changed = self._changed  # taken before looking, so that no change is missed
@@ -119,8 +165,8 @@ class ModelPool:
                     return deployment
             if not await self._wait_for_change(changed, deadline):
                 raise ServingUnavailable(
-                    f"all {self.settings.serving_max_models} places for models are taken by busy ones; try "
-                    f"again later, or raise BITMILL_SERVING_MAX_MODELS"
+                    f"the places ({self.settings.serving_max_models}) or the memory for models are taken by busy or "
+                    f"pinned ones; try again later, unload one, or raise BITMILL_SERVING_MAX_MODELS"
                 )
 
     async def _find_or_deploy(self, model: ServedModel) -> Deployment | None:
@@ -131,45 +177,98 @@ class ModelPool:
         if self._closed:
             raise ServingUnavailable("the serving host is shutting down; send the request again later")
         self._failures.setdefault(model.name, Failures()).check(model.name)
-        if not await self._make_room(model):
+        plan = await asyncio.to_thread(self.planner, model)
+        if not await self._make_room(model, plan):
             return None
-        deployment = Deployment(model, self.engine_for(model.format), self.settings, self._on_end)
+        deployment = Deployment(model, plan.engine, plan.options, plan.estimate, self.settings, self._on_end)
         self._deployments[model.name] = deployment
+        deployment.loading.add_done_callback(lambda _: self._on_loaded(deployment))
         return deployment
 
-    async def _make_room(self, model: ServedModel) -> bool:
-        """Evicts idle models until there is a place and memory for this one. False: all places are busy."""
-        while len(self._deployments) >= self.settings.serving_max_models:
+    async def _make_room(self, model: ServedModel, plan: Plan) -> bool:
+        """Evicts idle models until there is a place and memory for this one. False: busy ones are in the way."""
+        needed = plan.estimate.total_bytes
+        memory = await asyncio.to_thread(self.machine.memory)
+        if needed > memory.total_bytes:
+            raise self._too_large(model, plan, f"this machine has {memory.total_bytes}")
+        while plan.options.remote is None and self._places_taken() >= self.settings.serving_max_models:
             if not await self._evict_one():
                 return False
-        needed = await asyncio.to_thread(size_bytes, model.folder)
-        while needed > (available := psutil.virtual_memory().available):
+        while needed > (free := await self._free_bytes()):
             if not await self._evict_one():
-                raise InsufficientMemory(
-                    f"the model {model.name!r} needs about {needed} bytes of memory, of which {available} are "
-                    f"free; unload another model, or serve a smaller quantization"
-                )
+                if any(each.in_flight for each in self.deployments):
+                    return False
+                raise self._too_large(model, plan, f"{max(free, 0)} are free")
         return True
 
+    def _places_taken(self) -> int:
+        """A remote model takes none: it is loaded elsewhere."""
+        return sum(each.options.remote is None for each in self.deployments)
+
+    async def _free_bytes(self) -> int:
+        """What is free now, less what models that are being loaded will still take."""
+        memory = await asyncio.to_thread(self.machine.memory)
+        promised = 0
+        for each in self.deployments:
+            if each.state is DeploymentState.LOADING:
+                taken = (each.running.resident_bytes() if each.running else None) or 0
+                promised += max(each.estimate.total_bytes - taken, 0)
+        return memory.available_bytes - promised
+
+    def _too_large(self, model: ServedModel, plan: Plan, there_is: str) -> InsufficientMemory:
+        parts = plan.estimate
+        return InsufficientMemory(
+            f"the model {model.name!r} needs about {parts.total_bytes} bytes of memory ({parts.weights_bytes} for "
+            f"weights, {parts.cache_bytes} for a cache of {plan.options.cache_tokens} tokens, {parts.runtime_bytes} "
+            f"for the engine) and {there_is}; unload another model, lower its context_length or slots, or serve a "
+            f"smaller quantization"
+        )
+
     async def _evict_one(self) -> bool:
-        idle = [deployment for deployment in self._deployments.values() if deployment.idle]
+        idle = [deployment for deployment in self._deployments.values() if deployment.evictable]
         if not idle:
             return False
-        await self._remove(min(idle, key=lambda deployment: deployment.last_used))
+        oldest = min(idle, key=lambda deployment: deployment.last_used)
+        await self._remove(oldest)
+        self.metrics.evicted(oldest.name)
         return True
+
+    def _schedule_expiry(self, deployment: Deployment) -> None:
+        if previous := self._expiries.pop(deployment.name, None):
+            previous.cancel()
+        if (moment := deployment.expires_at) is not None:
+            delay = max(moment - time.time(), 0.0)
+            loop = asyncio.get_running_loop()
+            self._expiries[deployment.name] = loop.call_later(delay, self._expire, deployment)
+
+    def _expire(self, deployment: Deployment) -> None:
+        if deployment.expires_at is not None and self._deployments.get(deployment.name) is deployment:
+            log.info("%s was idle for %g s", deployment.name, deployment.keep_alive_seconds)
+            deployment.state = DeploymentState.STOPPING  # from here on nobody gets it
+            task = asyncio.create_task(self._remove(deployment))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _remove(self, deployment: Deployment) -> None:
         await deployment.stop()
         self._forget(deployment)
 
+    def _on_loaded(self, deployment: Deployment) -> None:
+        if deployment.load_seconds is not None:
+            self.metrics.loaded(deployment.name, deployment.engine.spec.name, deployment.load_seconds)
+            self._schedule_expiry(deployment)
+
     def _on_end(self, deployment: Deployment, reason: str) -> None:
         """A deployment failed to load, or its engine died: the next request starts another."""
         self._failures.setdefault(deployment.name, Failures()).add(reason)
+        self.metrics.failed(deployment.name, deployment.engine.spec.name)
         self._forget(deployment)
 
     def _forget(self, deployment: Deployment) -> None:
         if self._deployments.get(deployment.name) is deployment:
             del self._deployments[deployment.name]
+            if expiry := self._expiries.pop(deployment.name, None):
+                expiry.cancel()
         self._notify()
 
     def _notify(self) -> None:

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import psutil
@@ -34,6 +35,42 @@ def new_address() -> Address:
     return Address(LOOPBACK, port, secrets.token_urlsafe(32))
 
 
+class Running(Protocol):
+    """A loaded model, wherever it is: what the host asks of it."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def ended(self) -> asyncio.Future[int]:
+        """Completes when it is gone, for whatever reason."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def upstream_model(self) -> str:
+        """What the engine calls the model."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request to it must say."""
+
+    def url(self, path: str) -> str: ...
+
+    async def wait_until_healthy(self, timeout_seconds: float) -> None: ...
+
+    async def kill(self) -> None: ...
+
+    def how_it_ended(self) -> str: ...
+
+    def log_tail(self) -> str: ...
+
+    def pids(self) -> set[int]: ...
+
+    def resident_bytes(self) -> int | None: ...
+
+
 class RunningEngine:
     """Started by `start`; `ended` completes when the process does, for whatever reason."""
 
@@ -42,7 +79,7 @@ class RunningEngine:
         self.command = command
         self.address = address
         self.log = log
-        self.ended: asyncio.Task[int] = asyncio.create_task(process.wait())
+        self.ended: asyncio.Future[int] = asyncio.create_task(process.wait())
 
     @classmethod
     async def start(cls, command: EngineProcess, address: Address, log: Path) -> RunningEngine:
@@ -66,6 +103,17 @@ class RunningEngine:
     @property
     def alive(self) -> bool:
         return self.process.returncode is None
+
+    @property
+    def upstream_model(self) -> str:
+        return self.command.upstream_model
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.address.api_key}"}
+
+    def url(self, path: str) -> str:
+        return self.address.url + path
 
     async def wait_until_healthy(self, timeout_seconds: float) -> None:
         """Raises EngineFailed when the process dies first, at once, or when the time is over."""
@@ -108,11 +156,18 @@ class RunningEngine:
         with self.log.open(errors="replace") as file:
             return "".join(deque(file, maxlen=LOG_TAIL_LINES))
 
-    def rss_bytes(self) -> int | None:
-        """The memory of the process and its descendants; None when it is gone."""
+    def pids(self) -> set[int]:
+        """The process and its descendants."""
         try:
             root = psutil.Process(self.pid)
-            return sum(process.memory_info().rss for process in (root, *root.children(recursive=True)))
+            return {self.pid, *(child.pid for child in root.children(recursive=True))}
+        except psutil.Error:
+            return set()
+
+    def resident_bytes(self) -> int | None:
+        """The memory of the process and its descendants; None when it is gone."""
+        try:
+            return sum(psutil.Process(pid).memory_info().rss for pid in self.pids()) or None
         except psutil.Error:
             return None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -21,10 +22,18 @@ EVENT_END = b"\n\n"
 ERROR_CODES = {"exceed_context_size_error": "context_length_exceeded"}
 
 
-def public_answer(body: bytes, public_name: str) -> bytes:
+# Is shown every object of an answer as it passes.
+Observer = Callable[[dict[str, Any]], None]
+
+
+def ignore(answer: dict[str, Any]) -> None:
+    """The observer that does nothing."""
+
+
+def public_answer(body: bytes, public_name: str, observe: Observer = ignore) -> bytes:
     """A complete answer under the public name. Raises EngineFailed where it is not a JSON object."""
     try:
-        return _renamed(body, public_name)
+        return _encode(_renamed(body, public_name, observe))
     except ValueError as error:
         log.error("the engine of %s answered with something that is not JSON: %r", public_name, body[:200])
         raise EngineFailed(f"the engine of {public_name!r} gave an answer that is not JSON") from error
@@ -39,16 +48,22 @@ def public_error(status: int, body: bytes, public_name: str) -> bytes:
     return json.dumps({"error": _error_object(given, status, public_name)}).encode()
 
 
-async def public_events(chunks: AsyncIterator[bytes], public_name: str) -> AsyncIterator[bytes]:
-    """A stream of server-sent events under the public name. A broken one ends with an error event."""
+async def public_events(
+    chunks: AsyncIterator[bytes], public_name: str, observe: Observer = ignore, *, hide_usage: bool = False
+) -> AsyncIterator[bytes]:
+    """A stream of server-sent events under the public name. A broken one ends with an error event.
+
+    With `hide_usage` the engine was asked for usage on the host's account, and the client did not ask.
+    """
     rest = b""
+    event = _Event(public_name, observe, hide_usage)
     try:
         async for chunk in chunks:
             *events, rest = (rest + chunk).split(EVENT_END)
-            if events:
-                yield b"".join(_public_event(event, public_name) + EVENT_END for event in events)
+            if public := b"".join(map(event.public, events)):
+                yield public
         if rest.strip():
-            yield _public_event(rest, public_name) + EVENT_END
+            yield event.public(rest)
     except httpx.TransportError as error:
         log.error("the engine of %s broke off its answer: %s", public_name, error)
         yield error_event(EngineFailed(f"the engine of {public_name!r} broke off; send the request again"))
@@ -61,27 +76,43 @@ def error_event(error: BitmillError) -> bytes:
     return DATA + b" " + json.dumps({"error": error.to_dict()}).encode() + EVENT_END
 
 
-def _public_event(event: bytes, public_name: str) -> bytes:
-    return b"\n".join(_public_line(line, public_name) for line in event.split(b"\n"))
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """How the events of one stream are made public."""
+
+    public_name: str
+    observe: Observer
+    hide_usage: bool
+
+    def public(self, event: bytes) -> bytes:
+        """The event with its end; nothing where it only told the hidden usage."""
+        lines = [line for line in map(self._line, event.split(b"\n")) if line is not None]
+        return b"\n".join(lines) + EVENT_END if lines else b""
+
+    def _line(self, line: bytes) -> bytes | None:
+        data = line.removeprefix(DATA).strip()
+        if not line.startswith(DATA) or data == DONE:
+            return line
+        value = _renamed(data, self.public_name, self.observe)
+        if self.hide_usage and "usage" in value:
+            if not value.get("choices"):
+                return None
+            del value["usage"]
+        return DATA + b" " + _encode(value)
 
 
-def _public_line(line: bytes, public_name: str) -> bytes:
-    data = line.removeprefix(DATA).strip()
-    if not line.startswith(DATA) or data == DONE:
-        return line
-    return DATA + b" " + _renamed(data, public_name)
-
-
-def _renamed(body: bytes, public_name: str) -> bytes:
+def _renamed(body: bytes, public_name: str, observe: Observer) -> dict[str, Any]:
     value = json.loads(body)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was expected, not {body[:100]!r}")
     if "error" in value:
-        value = {"error": _error_object(value, 500, public_name)}
-    elif value.get("model") == public_name:
-        return body
-    else:
-        value["model"] = public_name
+        return {"error": _error_object(value, 500, public_name)}
+    observe(value)
+    value["model"] = public_name
+    return value
+
+
+def _encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from app.domain.errors import InvalidParameter, InvalidRequest
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.deployments import DeploymentRepository
 from app.persistence.unit_of_work import Database
 from app.serving_client.client import ServingClient
 from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, RelayResponse, unless_disconnected
@@ -68,6 +69,7 @@ async def _relay(request: Request, model: str, raw: bytes) -> Response:
 
 
 def _require_model(database: Database, name: str) -> None:
-    """Raises ModelNotFound, even while no serving host is there to say so."""
+    """Raises ModelNotFound, even while no serving host is there to say so. Remote models have no artifact."""
     with database.reading() as session:
-        ArtifactRepository(session).get(name)
+        if DeploymentRepository(session).find(name) is None:
+            ArtifactRepository(session).get(name)

@@ -1,26 +1,44 @@
-"""What is loaded on the serving host, and freeing it."""
+"""Deployments and engines: the serving host has them, the API passes requests on."""
 
 from __future__ import annotations
 
-from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
-from app.domain.errors import ModelNotFound
+from app.domain.serving import CreateDeployment
 from app.serving_client.client import ServingClient
 
-router = APIRouter(prefix="/v1/deployments", tags=["deployments"])
+router = APIRouter(prefix="/v1", tags=["deployments"])
 
 
-@router.get("")
-async def list_deployments(request: Request) -> dict[str, Any]:
+@router.get("/deployments", response_model=None)
+async def list_deployments(request: Request) -> Response:
+    return await _relay(request, "GET", "/v1/deployments")
+
+
+@router.post("/deployments", status_code=201, response_model=None)
+async def create_deployment(request: Request, deployment: CreateDeployment) -> Response:
+    return await _relay(request, "POST", "/v1/deployments", deployment.model_dump_json(exclude_unset=True).encode())
+
+
+@router.get("/deployments/{name:path}", response_model=None)
+async def get_deployment(request: Request, name: str) -> Response:
+    return await _relay(request, "GET", f"/v1/deployments/{quote(name, safe='')}")
+
+
+@router.delete("/deployments/{name:path}", response_model=None)
+async def delete_deployment(request: Request, name: str) -> Response:
+    return await _relay(request, "DELETE", f"/v1/deployments/{quote(name, safe='')}")
+
+
+@router.get("/engines", response_model=None)
+async def list_engines(request: Request) -> Response:
+    return await _relay(request, "GET", "/v1/engines")
+
+
+async def _relay(request: Request, method: str, path: str, body: bytes | None = None) -> Response:
     serving: ServingClient = request.app.state.serving
-    return await serving.deployments()
-
-
-@router.delete("/{name:path}")
-async def unload(request: Request, name: str) -> dict[str, Any]:
-    serving: ServingClient = request.app.state.serving
-    if not await serving.unload(name):
-        raise ModelNotFound(f"The model {name!r} is not loaded; GET /v1/deployments lists what is", param="model")
-    return {"model": name, "object": "deployment", "deleted": True}
+    answer = await serving.ask(method, path, body)
+    return Response(answer.body, status_code=answer.status, headers=answer.headers)

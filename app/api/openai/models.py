@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.api.dependencies import Models
-from app.api.schemas import list_view, model_view
+from app.api.schemas import list_view, model_view, remote_model_view
 from app.domain.errors import ServingUnavailable
 
 log = logging.getLogger(__name__)
@@ -18,12 +18,14 @@ router = APIRouter(prefix="/v1", tags=["models"])
 
 @router.get("/models")
 def list_models(models: Models) -> dict[str, Any]:
-    return list_view([model_view(row) for row in models.list()])
+    stored = [model_view(row) for row in models.list()]
+    return list_view([*stored, *map(remote_model_view, models.remote())])
 
 
 @router.get("/models/{name:path}")
 def get_model(name: str, models: Models) -> dict[str, Any]:
-    return model_view(models.get(name))
+    remote = {row.model: row for row in models.remote()}
+    return remote_model_view(remote[name]) if name in remote else model_view(models.get(name))
 
 
 @router.delete("/models/{name:path}")

@@ -22,7 +22,7 @@ from app.persistence.unit_of_work import Database
 from app.serving_client.client import ServingClient
 from app.settings import Settings
 from tests.fakes.dispatcher import RecordingDispatcher
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, planner_for
 from workers.serving.host import create_host
 from workers.serving.pool import ModelPool
 
@@ -36,7 +36,7 @@ def fake_engine(tmp_path: Path) -> FakeEngine:
 
 @pytest.fixture
 def pool(settings: Settings, fake_engine: FakeEngine) -> ModelPool:
-    return ModelPool(settings, engine_for=lambda _: fake_engine)
+    return ModelPool(settings, planner=planner_for(fake_engine, settings))
 
 
 @pytest.fixture

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 
 import pytest
 
 from app.domain.artifacts import ArtifactFormat
-from app.domain.errors import EngineFailed
+from app.domain.errors import EngineFailed, InvalidParameter
+from app.domain.hardware import Device
+from app.domain.quantization.catalog import CATALOG
+from app.settings import Settings
 from tests.fakes.engine import FakeEngine
-from workers.serving.engines.base import Address, EngineOptions, EngineSpec
-from workers.serving.engines.llama_cpp import SINGLE_THREAD_BYTES, LlamaCppEngine
-from workers.serving.engines.registry import REGISTRY, engine_for, load_engine
+from workers.serving.engines.base import Address, EngineOptions, EngineSpec, Guessing
+from workers.serving.engines.llama_cpp import LlamaCppEngine
+from workers.serving.engines.llama_cpp_threads import MEASURED_BYTES, candidates, decode_threads, usable_cores
+from workers.serving.engines.registry import REGISTRY, choose_engine, load_engine
 from workers.serving.engines.transformers import TransformersEngine
+from workers.serving.engines.vllm import VllmEngine
+from workers.serving.engines.vllm_install import MARKER
 
 ADDRESS = Address("127.0.0.1", 4242, "the-key")
 
@@ -26,16 +32,92 @@ def flags(argv: list[str]) -> dict[str, str]:
     return dict(zip(argv[3::2], argv[4::2], strict=True))
 
 
-def test_every_format_has_an_engine_that_loads_it() -> None:
-    for format_ in ArtifactFormat:
-        assert format_ in engine_for(format_).spec.formats
+@pytest.mark.parametrize("device", Device)
+@pytest.mark.parametrize("format_", ArtifactFormat)
+def test_every_format_has_an_engine_that_loads_it(format_: ArtifactFormat, device: Device, settings: Settings) -> None:
+    engine = choose_engine(format_, None, device, settings, wanted=None)
+    assert engine.spec.loads(format_, None, device)
+
+
+def test_every_method_can_be_served_on_a_cpu(settings: Settings) -> None:
+    for name, spec in CATALOG.items():
+        engine = choose_engine(spec.output, name, Device.CPU, settings, wanted=None)
+        assert engine.spec.name == ("llama_cpp" if spec.output is ArtifactFormat.GGUF else "transformers")
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_an_engine_is_named_as_its_key_and_can_run_here(name: str) -> None:
-    engine = load_engine(name)
-    assert engine.spec.name == name
-    engine.check_environment()
+def test_an_engine_is_named_as_its_key(name: str, settings: Settings) -> None:
+    assert load_engine(name, settings).spec.name == name
+
+
+@pytest.mark.parametrize("name", ["llama_cpp", "transformers", "remote"])
+def test_the_engines_of_this_environment_can_run_here(name: str, settings: Settings) -> None:
+    load_engine(name, settings).check_environment()
+
+
+def test_vllm_is_first_on_a_gpu_once_it_is_installed(settings: Settings) -> None:
+    wanted = (ArtifactFormat.SAFETENSORS, "awq", Device.GPU, settings)
+    assert choose_engine(*wanted, wanted=None).spec.name == "transformers"
+    pretend_vllm(settings, Device.GPU)
+    assert choose_engine(*wanted, wanted=None).spec.name == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("format_", "method", "wanted", "reason"),
+    [
+        (ArtifactFormat.GGUF, None, "transformers", "'transformers' does not load gguf models on a cpu"),
+        (ArtifactFormat.SAFETENSORS, "bitsandbytes", "vllm", "made by 'bitsandbytes' on a cpu"),
+        (ArtifactFormat.SAFETENSORS, None, "tgi", "'tgi' is unknown .* llama_cpp, transformers, vllm"),
+        (ArtifactFormat.SAFETENSORS, None, "remote", "'remote' is unknown for stored models"),
+    ],
+)
+def test_an_engine_that_cannot_is_refused(
+    format_: ArtifactFormat, method: str | None, wanted: str, reason: str, settings: Settings
+) -> None:
+    with pytest.raises(InvalidParameter, match=reason) as refused:
+        choose_engine(format_, method, Device.CPU, settings, wanted=wanted)
+    assert refused.value.param == "engine"
+
+
+def pretend_vllm(settings: Settings, device: Device) -> None:
+    folder = settings.engines_folder / "vllm"
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text(json.dumps({"device": device.value, "version": "1.2.3"}))
+
+
+def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path) -> None:
+    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text("{{ '<tool_call>' }}")
+    pretend_vllm(settings, Device.GPU)
+    guess = Guessing(tokens=3)
+    asked = EngineOptions(public_name="org/m", context_length=1000, slots=2, speculation=guess)
+    process = VllmEngine(settings).command(tmp_path, asked, ADDRESS)
+    given = dict(zip(process.argv, process.argv[1:], strict=False))
+    # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share.
+    assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 2000)
+    assert given["--max-model-len"] == "512"
+    assert given["--tool-call-parser"] == "hermes"
+    assert json.loads(given["--speculative-config"])["num_speculative_tokens"] == 3
+    assert "the-key" not in " ".join(process.argv)
+    assert process.environment["VLLM_API_KEY"] == "the-key"
+
+
+def test_vllm_says_how_it_is_installed(settings: Settings) -> None:
+    with pytest.raises(EngineFailed, match="bitmill engines install vllm"):
+        VllmEngine(settings).check_environment()
+
+
+@pytest.mark.parametrize(
+    ("engine", "answer", "share"),
+    [
+        ("llama_cpp", '[{"n_ctx": 100, "n_prompt_tokens_cache": 30}, {"n_ctx": 100}]', 0.15),
+        ("transformers", "0.25", 0.25),
+        ("vllm", 'x 1\nvllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5\n', 0.5),
+    ],
+)
+def test_engines_tell_how_full_their_cache_is(engine: str, answer: str, share: float, settings: Settings) -> None:
+    assert load_engine(engine, settings).cache_usage(answer) == share
 
 
 def test_a_missing_library_is_named_with_what_installs_it(tmp_path: Path) -> None:
@@ -48,10 +130,12 @@ def test_a_missing_library_is_named_with_what_installs_it(tmp_path: Path) -> Non
         Incomplete(tmp_path).check_environment()
 
 
-@pytest.mark.parametrize("engine", [LlamaCppEngine(), TransformersEngine()])
-def test_the_key_is_no_argument(engine: LlamaCppEngine | TransformersEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine_class", [LlamaCppEngine, TransformersEngine])
+def test_the_key_is_no_argument(
+    engine_class: type[LlamaCppEngine | TransformersEngine], settings: Settings, tmp_path: Path
+) -> None:
     (tmp_path / "model.gguf").touch()
-    process = engine.command(tmp_path, options(), ADDRESS)
+    process = engine_class(settings).command(tmp_path, options(), ADDRESS)
     assert "the-key" not in " ".join(process.argv)
     assert "the-key" in process.environment.values()
     assert "the-key" not in repr(process)
@@ -59,21 +143,43 @@ def test_the_key_is_no_argument(engine: LlamaCppEngine | TransformersEngine, tmp
     assert flags(process.argv)["--cache-tokens"] == "4000"
 
 
-def test_a_split_model_is_loaded_by_its_first_part(tmp_path: Path) -> None:
+def test_a_split_model_is_loaded_by_its_first_part(settings: Settings, tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"model-0000{part}-of-00002.gguf").touch()
-    argv = LlamaCppEngine().command(tmp_path, options(), ADDRESS).argv
+    argv = LlamaCppEngine(settings).command(tmp_path, options(), ADDRESS).argv
     assert flags(argv)["--model"] == str(tmp_path / "model-00001-of-00002.gguf")
 
 
-def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(EngineFailed, match=r"no model\.gguf"):
-        LlamaCppEngine().command(tmp_path, options(), ADDRESS)
+        LlamaCppEngine(settings).command(tmp_path, options(), ADDRESS)
 
 
-@pytest.mark.parametrize(("size", "threads", "expected"), [(10, 0, 1), (SINGLE_THREAD_BYTES, 0, None), (10, 3, 3)])
-def test_small_models_decode_on_one_thread(size: int, threads: int, expected: int | None, tmp_path: Path) -> None:
+def test_the_best_number_of_threads_is_measured_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def seconds_with(threads: int) -> float:
+        asked.append(threads)
+        return 1.0 if threads == 2 else 2.0
+
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    numbers = candidates(usable_cores())
+    expected = 2 if 2 in numbers else numbers[0]
+    assert decode_threads(tmp_path / "model.gguf", tmp_path / "kept", seconds_with) == expected
+    assert decode_threads(tmp_path / "model.gguf", tmp_path / "kept", seconds_with) == expected
+    assert asked == (numbers if len(numbers) > 1 else [])
+
+
+def test_large_models_use_every_core_unmeasured(tmp_path: Path) -> None:
     with (tmp_path / "model.gguf").open("wb") as file:
-        file.truncate(size)
-    argv = LlamaCppEngine().command(tmp_path, options(threads), ADDRESS).argv
-    assert flags(argv)["--threads"] == str(expected or os.cpu_count())
+        file.truncate(MEASURED_BYTES + 1)
+
+    def never(threads: int) -> float:
+        raise AssertionError(threads)
+
+    assert decode_threads(tmp_path / "model.gguf", tmp_path, never) == usable_cores()
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_powers_of_two_and_all_cores_are_tried(cores: int, expected: list[int]) -> None:
+    assert candidates(cores) == expected

@@ -142,7 +142,7 @@ def test_deployments_are_listed_and_unloaded(base_url: str, fake_engine: FakeEng
     post(base_url)
     (view,) = httpx.get(f"{base_url}/v1/deployments").json()["data"]
     assert (view["model"], view["engine"], view["state"]) == (MODEL, "fake", "ready")
-    assert view["rss_bytes"] > 0
+    assert view["memory"]["resident_bytes"] > 0
     assert httpx.delete(f"{base_url}/v1/deployments/{MODEL}").json()["deleted"]
     assert not psutil.pid_exists(view["pid"])
     again = httpx.delete(f"{base_url}/v1/deployments/{MODEL}")

@@ -18,7 +18,7 @@ import pytest
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed, ServingUnavailable
 from app.settings import Settings
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, planner_for
 from workers.serving.deployment import ServedModel
 from workers.serving.pool import ModelPool
 from workers.serving.process import RunningEngine
@@ -35,7 +35,7 @@ def run(settings: Settings, engine: FakeEngine, scenario: Scenario, **pool_optio
     """Runs a scenario on a pool and asserts that no process outlives it."""
 
     async def main() -> None:
-        pool = ModelPool(settings, engine_for=lambda _: engine, **pool_options)
+        pool = ModelPool(settings, planner=planner_for(engine, settings), **pool_options)
         try:
             await asyncio.wait_for(scenario(pool), 60)
         finally:
@@ -118,10 +118,9 @@ def test_waiting_for_a_place_ends(settings: Settings, engine: FakeEngine) -> Non
                 await held(pool, model(settings, "b")).__aenter__()
 
     run(
-        settings.model_copy(update={"serving_max_models": 1}),
+        settings.model_copy(update={"serving_max_models": 1, "serving_queue_timeout_seconds": 0.2}),
         engine,
         scenario,
-        queue_timeout_seconds=0.2,
     )
 
 
@@ -222,11 +221,11 @@ def test_unloading_a_model_that_loads_tells_those_who_wait(settings: Settings, t
     async def scenario(pool: ModelPool) -> None:
         waiting = asyncio.create_task(held(pool, model(settings, "a")).__aenter__())
         await until(engine.pids)
-        assert await pool.unload("a")
+        assert await pool.unload("a") is not None
         with pytest.raises(EngineFailed, match="unloaded while it was loading"):
             await waiting
 
-    run(settings, engine, scenario, queue_timeout_seconds=0.2)
+    run(settings.model_copy(update={"serving_queue_timeout_seconds": 0.2}), engine, scenario)
 
 
 def test_close_kills_all_and_admits_nobody(settings: Settings, engine: FakeEngine) -> None:
@@ -234,7 +233,7 @@ def test_close_kills_all_and_admits_nobody(settings: Settings, engine: FakeEngin
         for name in ("a", "b"):
             async with pool.lease(model(settings, name)):
                 pass
-        assert all(view["rss_bytes"] > 0 for view in pool.view())
+        assert all(view["memory"]["resident_bytes"] > 0 for view in pool.view())
         await pool.close()
         assert [pid for pid in engine.pids() if psutil.pid_exists(pid)] == []
         with pytest.raises(ServingUnavailable, match="shutting down"):
@@ -250,14 +249,14 @@ import asyncio
 from pathlib import Path
 from app.domain.artifacts import ArtifactFormat
 from app.settings import Settings
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, planner_for
 from workers.serving.deployment import ServedModel
 from workers.serving.pool import ModelPool
 
 async def main():
     folder = Path({str(settings.data_folder)!r})
     engine = FakeEngine(Path({str(engine.log.parent)!r}))
-    pool = ModelPool(Settings(data_dir=folder), engine_for=lambda _: engine)
+    pool = ModelPool(Settings(data_dir=folder), planner=planner_for(engine, Settings(data_dir=folder)))
     async with pool.lease(ServedModel("a", folder, ArtifactFormat.GGUF)) as running:
         print(running.pid, flush=True)
         await asyncio.Event().wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.gguf_safety import require_plausible_counts
+from workers.gguf_safety import LONGEST_ARRAY, read_keys, require_plausible_counts
 
 
 def key(name: bytes, kind: int, value: bytes) -> bytes:
@@ -29,6 +29,19 @@ def test_a_whole_file_passes(tmp_path: Path) -> None:
     numbers = struct.pack("<IQ", 5, 3) + struct.pack("<iii", 1, 2, 3)
     keys = [key(b"name", 8, text(b"x")), key(b"words", 9, words), key(b"numbers", 9, numbers), key(b"flag", 7, b"\1")]
     require_plausible_counts(write(tmp_path / "whole.gguf", keys))
+
+
+def test_keys_are_read_and_long_arrays_counted(tmp_path: Path) -> None:
+    words = struct.pack("<IQ", 8, 2) + text(b"mill") + text(b"stone")
+    short = struct.pack("<IQ", 5, 3) + struct.pack("<iii", 1, -2, 3)
+    long = struct.pack("<IQ", 0, LONGEST_ARRAY + 1) + bytes(LONGEST_ARRAY + 1)
+    keys = [
+        key(b"name", 8, text("Mühle".encode())), key(b"words", 9, words), key(b"short", 9, short),
+        key(b"long", 9, long), key(b"flag", 7, b"\1"), key(b"layers", 4, struct.pack("<I", 30)),
+    ]  # fmt: skip
+    assert read_keys(write(tmp_path / "keys.gguf", keys)) == {
+        "name": "Mühle", "words": 2, "short": [1, -2, 3], "long": LONGEST_ARRAY + 1, "flag": True, "layers": 30,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def create_application(generator: BatchedGenerator, *, public_name: str, api_key
     app.state.api_key = api_key
     app.add_exception_handler(BitmillError, _on_bitmill_error)
     app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/cache_usage", cache_usage, methods=["GET"])
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", completions, methods=["POST"], response_model=None)
     return app
@@ -51,6 +52,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def health() -> dict[str, str]:
     return {"status": "ok"}
+
+
+async def cache_usage(request: Request) -> float:
+    generator: BatchedGenerator = request.app.state.generator
+    return generator.cache_usage()
 
 
 async def chat_completions(request: Request) -> Response:

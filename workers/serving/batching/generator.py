@@ -80,9 +80,11 @@ class Choice:
 class BatchedGenerator:
     """Loads a checkpoint and keeps it generating in a thread of the library's."""
 
-    def __init__(self, folder: Path, *, context_length: int, cache_tokens: int, slots: int) -> None:
+    def __init__(
+        self, folder: Path, *, context_length: int, cache_tokens: int, slots: int, dtype: str = "auto"
+    ) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = load_causal_lm(folder)
+        self.model = load_causal_lm(folder, dtype)
         config = self.model.config.get_text_config()
         self.context_length = min(context_length, getattr(config, "max_position_embeddings", context_length))
         self.vocabulary_size: int = config.vocab_size
@@ -119,6 +121,11 @@ class BatchedGenerator:
         self.manager.join(time.perf_counter())
         log.error("generation ended; this process ends too")
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def cache_usage(self) -> float:
+        """The used share of the key-value cache, 0 to 1."""
+        processor = self.manager.batch_processor
+        return 0.0 if processor is None else 1.0 - float(processor.cache.compute_free_capacity())
 
     async def warm_up(self) -> None:
         """One short request, so that the first one of a client finds everything in place."""

@@ -7,14 +7,16 @@ which uses it, only supervises.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from app.settings import Settings
 
 # How many requests of full length the key-value cache holds at once. Slots share it, so that many short
 # requests run together without memory for as many long ones.
@@ -25,27 +27,72 @@ API_KEY_VARIABLE = "BITMILL_ENGINE_API_KEY"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """`name` is the registry's key; `requires` maps each top-level module to what installs it."""
+    """What an engine can do, as data.
+
+    `name` is the registry's key; `requires` maps each top-level module to what installs it. `methods` names the
+    quantization methods that it loads on a device: without an entry all of its formats. `options` are the
+    deployment options that it takes beyond context length, slots and threads. `runtime_bytes` is what a process
+    of it takes beside weights and cache.
+    """
 
     name: str
     formats: frozenset[ArtifactFormat]
     devices: frozenset[Device]
     requires: dict[str, str]
+    methods: Mapping[Device, frozenset[str]] = field(default_factory=dict)
+    options: frozenset[str] = frozenset()
+    runtime_bytes: int = 0
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "formats": sorted(self.formats),
+            "devices": sorted(self.devices),
+            "methods": {device.value: sorted(names) for device, names in self.methods.items()},
+            "options": sorted(self.options),
+        }
+
+    def loads(self, artifact_format: ArtifactFormat, method: str | None, device: Device) -> bool:
+        """Whether it takes such an artifact there; `method` None is a model that nobody quantized."""
+        known = self.methods.get(device)
+        fits = known is None or method is None or method in known
+        return artifact_format in self.formats and device in self.devices and fits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guessing:
+    """Speculative decoding: by the text so far, or by a draft model in the folder or file `draft`."""
+
+    tokens: int
+    draft: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How a model is loaded. `threads` = 0 lets the engine choose."""
+    """How a model is loaded. `threads` 0 and `dtype` None let the engine choose."""
 
     public_name: str
     context_length: int
     slots: int
     threads: int = 0
+    dtype: str | None = None
+    speculation: Guessing | None = None
+    remote: RemoteAddress | None = None
+    # The share of a GPU's memory that this engine may fill, for those that fill it at once.
+    gpu_share: float = 0.9
 
     @property
     def cache_tokens(self) -> int:
         """The size, in tokens, of the key-value cache that all slots share."""
         return self.context_length * min(self.slots, CACHED_CONTEXTS)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAddress:
+    """A model on a server that is not ours to start. `url` ends where `/chat/completions` would follow."""
+
+    url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +120,11 @@ class EngineProcess:
 
 class Engine(ABC):
     spec: ClassVar[EngineSpec]
+    # Where a running engine tells how full its cache is, if it does.
+    cache_usage_path: ClassVar[str | None] = None
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def check_environment(self) -> None:
         """Raises EngineFailed, saying what to install."""
@@ -83,6 +135,14 @@ class Engine(ABC):
                     f"install it with: {installer}"
                 )
 
+    def version(self) -> str | None:
+        """The version of the software that generates; None where there is none to tell."""
+        return None
+
+    def cache_usage(self, answer: str) -> float | None:
+        """The used share of the cache, 0 to 1, from what `cache_usage_path` answered."""
+        return None
+
     @abstractmethod
-    def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
-        """What to run so that the artifact in this folder is served at `address`."""
+    def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess | RemoteAddress:
+        """What to run so that the artifact in this folder is served at `address`, or where it is served already."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from app.domain.artifacts import ArtifactFormat
@@ -20,8 +21,6 @@ from workers.serving.engines.base import (
 )
 
 MODULE = "workers.serving.engines.llama_cpp_process"
-# Below this, handing work to a second thread costs more than that thread saves.
-SINGLE_THREAD_BYTES = 1024**3
 
 
 class LlamaCppEngine(Engine):
@@ -30,7 +29,19 @@ class LlamaCppEngine(Engine):
         formats=frozenset({ArtifactFormat.GGUF}),
         devices=frozenset({Device.CPU, Device.GPU}),
         requires={"xllamacpp": "pip install 'bitmill[llama-cpp]'"},
+        options=frozenset({"speculation"}),
+        runtime_bytes=60 * 1024**2,
     )
+    cache_usage_path = "/slots"
+
+    def version(self) -> str | None:
+        return version("xllamacpp")
+
+    def cache_usage(self, answer: str) -> float | None:
+        """Slots tell how many tokens each of them holds in the cache that they share."""
+        slots = json.loads(answer)
+        held = sum(int(slot.get("n_prompt_tokens_cache", 0)) for slot in slots)
+        return held / max(sum(int(slot["n_ctx"]) for slot in slots), 1)
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         """Raises EngineFailed where the folder holds no GGUF model."""
@@ -43,8 +54,13 @@ class LlamaCppEngine(Engine):
             "--context-length": str(options.context_length),
             "--cache-tokens": str(options.cache_tokens),
             "--slots": str(options.slots),
-            "--threads": str(options.threads or _decode_threads(artifact)),
+            "--threads": str(options.threads),
+            "--measured": str(self.settings.cache_folder / "threads"),
         }
+        if options.speculation is not None:
+            arguments["--guess"] = str(options.speculation.tokens)
+            if options.speculation.draft is not None:
+                arguments["--draft"] = str(model_file(options.speculation.draft))
         flags = [part for pair in arguments.items() for part in pair]
         return EngineProcess(
             argv=[sys.executable, "-m", MODULE, *flags],
@@ -61,8 +77,3 @@ def model_file(folder: Path) -> Path:
     if found is None:
         raise EngineFailed("the artifact holds no model.gguf; delete the model and quantize it again")
     return found
-
-
-def _decode_threads(folder: Path) -> int:
-    size = sum(path.stat().st_size for path in folder.glob("*.gguf"))
-    return 1 if size < SINGLE_THREAD_BYTES else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Where each engine lives, imported on demand, and which one serves which format."""
+"""Where each engine lives, imported on demand, and which one serves what."""
 
 from __future__ import annotations
 
@@ -6,25 +6,71 @@ from importlib import import_module
 from typing import Final
 
 from app.domain.artifacts import ArtifactFormat
+from app.domain.errors import EngineFailed, InvalidParameter
+from app.domain.hardware import Device
+from app.settings import Settings
 from workers.serving.engines.base import Engine
 
 REGISTRY: Final[dict[str, str]] = {
     "llama_cpp": "workers.serving.engines.llama_cpp:LlamaCppEngine",
     "transformers": "workers.serving.engines.transformers:TransformersEngine",
+    "vllm": "workers.serving.engines.vllm:VllmEngine",
+    "remote": "workers.serving.engines.remote:RemoteEngine",
 }
 
-ENGINE_OF_FORMAT: Final[dict[ArtifactFormat, str]] = {
-    ArtifactFormat.GGUF: "llama_cpp",
-    ArtifactFormat.SAFETENSORS: "transformers",
+# The first that is installed and loads the artifact serves it. On a CPU transformers comes first: it answers
+# seconds after a request, vLLM half a minute after.
+PREFERENCE: Final[dict[tuple[ArtifactFormat, Device], tuple[str, ...]]] = {
+    (ArtifactFormat.GGUF, Device.CPU): ("llama_cpp",),
+    (ArtifactFormat.GGUF, Device.GPU): ("llama_cpp",),
+    (ArtifactFormat.SAFETENSORS, Device.CPU): ("transformers", "vllm"),
+    (ArtifactFormat.SAFETENSORS, Device.GPU): ("vllm", "transformers"),
 }
 
 
-def load_engine(name: str) -> Engine:
+def load_engine(name: str, settings: Settings) -> Engine:
     """Raises KeyError for a name that is not in the registry."""
     module, _, attribute = REGISTRY[name].partition(":")
-    engine: Engine = getattr(import_module(module), attribute)()
+    engine: Engine = getattr(import_module(module), attribute)(settings)
     return engine
 
 
-def engine_for(artifact_format: ArtifactFormat) -> Engine:
-    return load_engine(ENGINE_OF_FORMAT[artifact_format])
+def choose_engine(
+    artifact_format: ArtifactFormat, method: str | None, device: Device, settings: Settings, *, wanted: str | None
+) -> Engine:
+    """The engine that was asked for, else the first of the table that can.
+
+    Raises InvalidParameter for one that is unknown or cannot load such an artifact, EngineFailed where none is
+    installed.
+    """
+    if wanted is not None:
+        return _wanted(wanted, artifact_format, method, device, settings)
+    reasons = []
+    for name in PREFERENCE[artifact_format, device]:
+        engine = load_engine(name, settings)
+        if not engine.spec.loads(artifact_format, method, device):
+            continue
+        try:
+            engine.check_environment()
+        except EngineFailed as error:
+            reasons.append(error.message)
+        else:
+            return engine
+    raise EngineFailed("; ".join(reasons) or f"no engine loads {method} artifacts on this machine's {device.value}")
+
+
+def _wanted(
+    name: str, artifact_format: ArtifactFormat, method: str | None, device: Device, settings: Settings
+) -> Engine:
+    if name not in REGISTRY or name == "remote":
+        known = ", ".join(each for each in REGISTRY if each != "remote")
+        raise InvalidParameter(f"the engine {name!r} is unknown for stored models; use one of {known}", param="engine")
+    engine = load_engine(name, settings)
+    if not engine.spec.loads(artifact_format, method, device):
+        made = f" made by {method!r}" if method else ""
+        raise InvalidParameter(
+            f"the engine {name!r} does not load {artifact_format.value} models{made} on a {device.value}; leave "
+            f"`engine` out to have one chosen",
+            param="engine",
+        )
+    return engine

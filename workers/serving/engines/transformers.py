@@ -7,6 +7,7 @@ the library beneath it can carry.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from app.domain.artifacts import ArtifactFormat
@@ -30,7 +31,16 @@ class TransformersEngine(Engine):
         formats=frozenset({ArtifactFormat.SAFETENSORS}),
         devices=frozenset({Device.CPU, Device.GPU}),
         requires={"torch": INSTALL, "transformers": INSTALL, "accelerate": INSTALL},
+        options=frozenset({"dtype"}),
+        runtime_bytes=700 * 1024**2,
     )
+    cache_usage_path = "/cache_usage"
+
+    def version(self) -> str | None:
+        return version("transformers")
+
+    def cache_usage(self, answer: str) -> float | None:
+        return float(answer)
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         arguments = {
@@ -42,6 +52,7 @@ class TransformersEngine(Engine):
             "--cache-tokens": str(options.cache_tokens),
             "--slots": str(options.slots),
             "--threads": str(options.threads),
+            "--dtype": options.dtype or "auto",
         }
         flags = [part for pair in arguments.items() for part in pair]
         return EngineProcess(

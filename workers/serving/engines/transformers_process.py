@@ -25,6 +25,7 @@ def main() -> None:
         context_length=arguments.context_length,
         cache_tokens=arguments.cache_tokens,
         slots=arguments.slots,
+        dtype=arguments.dtype,
     )
     app = create_application(generator, public_name=arguments.name, api_key=os.environ[API_KEY_VARIABLE])
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
@@ -32,7 +33,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    for name in ("--model", "--name", "--host"):
+    for name in ("--model", "--name", "--host", "--dtype"):
         parser.add_argument(name, required=True)
     for name in ("--port", "--context-length", "--cache-tokens", "--slots", "--threads"):
         parser.add_argument(name, type=int, required=True)

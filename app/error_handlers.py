@@ -32,7 +32,7 @@ def _answer(
 
 async def _on_bitmill_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BitmillError)  # noqa: S101 -- registered for this class only
-    return JSONResponse({"error": error.to_dict()}, status_code=status_of(error))
+    return JSONResponse({"error": error.to_dict()}, status_code=status_of(error), headers=error.headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

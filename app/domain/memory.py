@@ -1,0 +1,108 @@
+"""How much memory a served model takes: weights, key-value cache, and what its engine needs besides.
+
+The cache follows from the shape of attention alone: Pope et al. 2022, https://arxiv.org/abs/2211.05102, §3.3;
+sliding windows: https://arxiv.org/abs/2004.05150; latent attention: https://arxiv.org/abs/2405.04434, §2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CACHE_BYTES_PER_VALUE = 2  # engines keep keys and values in 16 bits unless told otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """What a token leaves in the cache. `sliding_layers` of the `layers` see the last `window` tokens only.
+
+    `values_per_layer` counts numbers per token and layer: keys and values of all key-value heads, or the
+    compressed vector of latent attention.
+    """
+
+    layers: int
+    values_per_layer: int
+    sliding_layers: int = 0
+    window: int = 0
+    hidden_size: int = 0
+    vocabulary_size: int = 0
+
+    def cache_bytes(self, tokens: int, *, sequences: int = 1, bytes_per_value: float = CACHE_BYTES_PER_VALUE) -> int:
+        """The size of a cache for `tokens` tokens in all, of `sequences` requests at a time."""
+        sliding = min(tokens, self.window * sequences)
+        kept = (self.layers - self.sliding_layers) * tokens + self.sliding_layers * sliding
+        return int(kept * self.values_per_layer * bytes_per_value)
+
+
+def attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:
+    """From a Hugging Face `config.json`; None where it does not say enough. Nested text configurations count."""
+    config = config.get("text_config") or config
+    layers, hidden = config.get("num_hidden_layers"), config.get("hidden_size")
+    heads = config.get("num_attention_heads")
+    if not (isinstance(layers, int) and isinstance(hidden, int) and isinstance(heads, int)) or not heads:
+        return None
+    return AttentionShape(
+        layers=layers,
+        values_per_layer=_values_per_layer(config, hidden, heads),
+        **_sliding(config, layers),
+        hidden_size=hidden,
+        vocabulary_size=int(config.get("vocab_size") or 0),
+    )
+
+
+def _values_per_layer(config: Mapping[str, Any], hidden: int, heads: int) -> int:
+    if latent := config.get("kv_lora_rank"):
+        return int(latent) + int(config.get("qk_rope_head_dim") or 0)
+    head_size = int(config.get("head_dim") or hidden // heads)
+    return 2 * int(config.get("num_key_value_heads") or heads) * head_size
+
+
+def _sliding(config: Mapping[str, Any], layers: int) -> dict[str, int]:
+    window = config.get("sliding_window")
+    if not isinstance(window, int) or config.get("use_sliding_window") is False:
+        return {}
+    kinds = config.get("layer_types")
+    count = sum(kind == "sliding_attention" for kind in kinds) if isinstance(kinds, list) else layers
+    return {"sliding_layers": count, "window": window}
+
+
+def attention_shape_of_gguf(keys: Mapping[str, Any]) -> AttentionShape | None:
+    """From a GGUF file's keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. None: not enough."""
+    prefix = keys.get("general.architecture")
+    layers, hidden = keys.get(f"{prefix}.block_count"), keys.get(f"{prefix}.embedding_length")
+    heads = keys.get(f"{prefix}.attention.head_count")
+    if not (isinstance(layers, int) and isinstance(hidden, int) and isinstance(heads, int)) or not heads:
+        return None
+    # Some architectures list the heads of each layer; the largest number bounds them all.
+    given = keys.get(f"{prefix}.attention.head_count_kv", heads)
+    cached_heads = max(given) if isinstance(given, list) else given
+    key = keys.get(f"{prefix}.attention.key_length", hidden // heads)
+    value = keys.get(f"{prefix}.attention.value_length", hidden // heads)
+    return AttentionShape(
+        layers=layers,
+        values_per_layer=int(cached_heads * (key + value)),
+        hidden_size=hidden,
+        vocabulary_size=int(keys.get(f"{prefix}.vocab_size") or keys.get("tokenizer.ggml.tokens") or 0),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that a loaded model is expected to take, by what for."""
+
+    weights_bytes: int
+    cache_bytes: int
+    runtime_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.cache_bytes + self.runtime_bytes
+
+    def view(self) -> dict[str, int]:
+        return {
+            "weights_bytes": self.weights_bytes,
+            "cache_bytes": self.cache_bytes,
+            "runtime_bytes": self.runtime_bytes,
+            "total_bytes": self.total_bytes,
+        }

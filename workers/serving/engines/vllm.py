@@ -1,0 +1,134 @@
+"""Checkpoints in safetensors, on vLLM, in a virtual environment of its own: its libraries' versions are not ours.
+
+https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from app.domain.artifacts import ArtifactFormat
+from app.domain.errors import EngineFailed
+from app.domain.hardware import Device
+from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec
+from workers.serving.engines.vllm_install import MARKER
+from workers.serving.sizing import read_shape
+
+GIB: Final = 1024**3
+# gptq's layout is also what hqq and autoround write.
+ANYWHERE: Final = frozenset({"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround"})
+# What a chat template contains, and the parser that reads the calls of models with such a template.
+TOOL_PARSERS: Final = {
+    "<tool_call>": "hermes",
+    "[TOOL_CALLS]": "mistral",
+    "<|python_tag|>": "llama3_json",
+    "<|eom_id|>": "llama3_json",
+}
+
+
+class VllmEngine(Engine):
+    spec = EngineSpec(
+        name="vllm",
+        formats=frozenset({ArtifactFormat.SAFETENSORS}),
+        devices=frozenset(Device),
+        requires={},
+        # No CPU kernels exist for bitsandbytes' and the 4-bit floating-point layouts.
+        methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4"}},
+        options=frozenset({"dtype", "speculation"}),
+        runtime_bytes=2 * GIB,
+    )
+    cache_usage_path = "/metrics"
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.engines_folder / "vllm"
+
+    def check_environment(self) -> None:
+        if not (self.folder / MARKER).is_file():
+            raise EngineFailed(
+                f"the engine 'vllm' is not installed in {self.folder}; install it with: bitmill engines install vllm "
+                f"(with --cpu where there is no GPU)"
+            )
+
+    def version(self) -> str | None:
+        return str(self._installed()["version"])
+
+    def cache_usage(self, answer: str) -> float | None:
+        found = re.search(r"^vllm:kv_cache_usage_perc\{[^}]*\} (\S+)$", answer, flags=re.MULTILINE)
+        return float(found[1]) if found else None
+
+    def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
+        python = self.folder / "bin" / "python"
+        flags = {
+            "--model": str(artifact),
+            "--served-model-name": options.public_name,
+            "--host": address.host,
+            "--port": str(address.port),
+            "--max-model-len": str(_context_length(artifact, options)),
+            "--max-num-seqs": str(options.slots),
+            "--dtype": options.dtype or "auto",
+        }
+        on_cpu = self._installed()["device"] == Device.CPU
+        cache_bytes = _cache_bytes(artifact, options)
+        if not on_cpu:
+            flags["--kv-cache-memory-bytes"] = str(cache_bytes)
+        if options.speculation is not None:
+            flags["--speculative-config"] = json.dumps(_speculative(options))
+        argv = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+        argv += [part for pair in flags.items() for part in pair] + _tool_flags(artifact)
+        argv.append("--disable-uvicorn-access-log")
+        return EngineProcess(
+            argv=argv,
+            environment=self._environment(address, cache_bytes, on_cpu=on_cpu),
+            health_path="/health",
+            upstream_model=options.public_name,
+        )
+
+    def _environment(self, address: Address, cache_bytes: int, *, on_cpu: bool) -> dict[str, str]:
+        cache = {"VLLM_CPU_KVCACHE_SPACE": str(-(-cache_bytes // GIB))} if on_cpu else {}
+        return {
+            "VLLM_API_KEY": address.api_key,
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            # Its own tools, such as ninja, before those of this environment.
+            "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '')}",
+            **cache,
+        }
+
+    def _installed(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / MARKER).read_text())
+        return found
+
+
+def _context_length(artifact: Path, options: EngineOptions) -> int:
+    """vLLM refuses more than the model was made for."""
+    config = json.loads((artifact / "config.json").read_text())
+    own = (config.get("text_config") or config).get("max_position_embeddings")
+    return min(options.context_length, own) if isinstance(own, int) else options.context_length
+
+
+def _cache_bytes(artifact: Path, options: EngineOptions) -> int:
+    shape = read_shape(artifact)
+    return shape.cache_bytes(options.cache_tokens, sequences=options.slots) if shape else GIB
+
+
+def _speculative(options: EngineOptions) -> dict[str, Any]:
+    assert options.speculation is not None  # noqa: S101 -- asked by the caller
+    guess = {"num_speculative_tokens": options.speculation.tokens}
+    if options.speculation.draft is None:
+        return {"method": "ngram", "prompt_lookup_max": 4, **guess}
+    return {"method": "draft_model", "model": str(options.speculation.draft), **guess}
+
+
+def _tool_flags(artifact: Path) -> list[str]:
+    """Without a parser that fits the template, a model's calls would come back as text."""
+    template = artifact / "chat_template.jinja"
+    text = template.read_text() if template.is_file() else ""
+    if not text and (config := artifact / "tokenizer_config.json").is_file():
+        text = json.dumps(json.loads(config.read_text()).get("chat_template") or "", ensure_ascii=False)
+    parser = next((parser for mark, parser in TOOL_PARSERS.items() if mark in text), None)
+    return ["--enable-auto-tool-choice", "--tool-call-parser", parser] if parser else []

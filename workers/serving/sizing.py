@@ -1,0 +1,47 @@
+"""What a model will take before it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from app.domain.memory import AttentionShape, MemoryEstimate, attention_shape, attention_shape_of_gguf
+from app.storage.artifacts import gguf_file
+from workers.gguf_safety import read_keys
+from workers.serving.engines.base import EngineOptions, EngineSpec
+
+WEIGHTS: Final = ("*.safetensors", "*.gguf")
+# Tokens that an engine works on at a time while it reads a prompt: its scratch memory grows with them.
+BATCH_TOKENS: Final = 512
+
+
+def estimate_memory(artifact: Path, options: EngineOptions, spec: EngineSpec) -> MemoryEstimate:
+    """Weights as stored, a cache for every token that the slots share, and the engine's own needs."""
+    shape = read_shape(artifact)
+    draft = weights_bytes(options.speculation.draft) if options.speculation and options.speculation.draft else 0
+    return MemoryEstimate(
+        weights_bytes=weights_bytes(artifact) + draft,
+        cache_bytes=shape.cache_bytes(options.cache_tokens, sequences=options.slots) if shape else 0,
+        runtime_bytes=spec.runtime_bytes + (_scratch_bytes(shape) if shape else 0),
+    )
+
+
+def weights_bytes(artifact: Path) -> int:
+    return sum(path.stat().st_size for pattern in WEIGHTS for path in artifact.glob(pattern))
+
+
+def read_shape(artifact: Path) -> AttentionShape | None:
+    """From `config.json`, or from the GGUF file's keys. None where neither says enough."""
+    gguf, config = gguf_file(artifact), artifact / "config.json"
+    try:
+        if gguf is not None:
+            return attention_shape_of_gguf(read_keys(gguf))
+        return attention_shape(json.loads(config.read_text())) if config.is_file() else None
+    except ValueError:
+        return None  # not readable as such: the engine, which is told to load it, will say why
+
+
+def _scratch_bytes(shape: AttentionShape) -> int:
+    """Activations of one batch in 32 bits, of which the scores over the vocabulary are by far the largest."""
+    return BATCH_TOKENS * (shape.vocabulary_size + 8 * shape.hidden_size) * 4
