@@ -57,8 +57,9 @@ def planner_for(engine: Engine, settings: Settings, needs: dict[str, int] | None
     """Always this engine; `needs` says how many bytes each model takes, nothing where it is silent."""
 
     def plan(model: ServedModel) -> Plan:
+        options = engine_options(model, settings)
         require_options(model.options, engine)
         estimate = MemoryEstimate(weights_bytes=(needs or {}).get(model.name, 0), cache_bytes=0, runtime_bytes=0)
-        return Plan(engine, engine_options(model, settings), estimate)
+        return Plan(engine, options, estimate)
 
     return plan

@@ -1,7 +1,8 @@
 """The process of the fake engine: a real HTTP server that speaks OpenAI's shapes and holds no model.
 
 What happens is written to FAKE_ENGINE_EVENTS, a line each. A request's `user` field tells it what to do:
-`crash` ends the process, `refuse` is a 400, `fail` a 500, and a path is waited for before the answer ends.
+`crash` ends the process, `refuse` is a 400, `fail` a 500, `silent` never begins to answer, and a path is waited
+for before the answer ends. Usage is always 3 prompt tokens and 2 generated ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 EVENTS = Path(os.environ["FAKE_ENGINE_EVENTS"])
 
 
@@ -44,14 +46,17 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(400, {"error": {"code": 400, "message": "no", "type": "exceed_context_size_error"}})
         elif order == "fail":
             self.reply(500, {"error": {"code": 500, "message": "/a/secret/path broke", "type": "server_error"}})
+        elif order == "silent":
+            self.rfile.read(1)  # until the client hangs up
         elif body.get("stream"):
-            self.stream(order)
+            self.stream(order, usage=(body.get("stream_options") or {}).get("include_usage", False))
         else:
             while order and not Path(order).exists():
                 time.sleep(0.01)
-            self.reply(200, {"id": "x", "model": "engine-name", "choices": [], "pid": os.getpid()})
+            self.reply(200, {"id": "x", "model": "engine-name", "choices": [{"index": 0, "finish_reason": "stop"}],
+                             "usage": USAGE, "pid": os.getpid()})  # fmt: skip
 
-    def stream(self, order: str | None) -> None:
+    def stream(self, order: str | None, *, usage: bool) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
@@ -60,6 +65,9 @@ class Handler(BaseHTTPRequestHandler):
             while order and not Path(order).exists():
                 self.event({"model": "engine-name", "choices": []})
                 time.sleep(0.01)
+            self.event({"model": "engine-name", "choices": [{"delta": {}, "finish_reason": "length"}], "usage": None})
+            if usage:
+                self.event({"model": "engine-name", "choices": [], "usage": USAGE})
             self.wfile.write(b"data: [DONE]\n\n")
         except (BrokenPipeError, ConnectionResetError):
             note("disconnected")

@@ -35,14 +35,20 @@ def fake_engine(tmp_path: Path) -> FakeEngine:
 
 
 @pytest.fixture
-def pool(settings: Settings, fake_engine: FakeEngine) -> ModelPool:
-    return ModelPool(settings, planner=planner_for(fake_engine, settings))
+def serving_settings(settings: Settings) -> Settings:
+    """What the host is run with; tests of its limits override this."""
+    return settings
 
 
 @pytest.fixture
-def host_url(settings: Settings, sqlite_database: Database, pool: ModelPool) -> Iterator[str]:
-    add_model(sqlite_database, settings, MODEL)
-    with served(create_host(settings, pool=pool)) as url:
+def pool(serving_settings: Settings, fake_engine: FakeEngine) -> ModelPool:
+    return ModelPool(serving_settings, planner=planner_for(fake_engine, serving_settings))
+
+
+@pytest.fixture
+def host_url(serving_settings: Settings, sqlite_database: Database, pool: ModelPool) -> Iterator[str]:
+    add_model(sqlite_database, serving_settings, MODEL)
+    with served(create_host(serving_settings, pool=pool)) as url:
         yield url
 
 

@@ -7,64 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed, ServingUnavailable
 from app.settings import Settings
-from tests.fakes.engine import FakeEngine, planner_for
-from workers.serving.deployment import ServedModel
+from tests.fakes.engine import FakeEngine
+from tests.unit.serving.scenarios import held, model, run, states, until
 from workers.serving.pool import ModelPool
-from workers.serving.process import RunningEngine
-
-Scenario = Callable[[ModelPool], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> FakeEngine:
     return FakeEngine(tmp_path)
-
-
-def run(settings: Settings, engine: FakeEngine, scenario: Scenario, **pool_options: Any) -> None:
-    """Runs a scenario on a pool and asserts that no process outlives it."""
-
-    async def main() -> None:
-        pool = ModelPool(settings, planner=planner_for(engine, settings), **pool_options)
-        try:
-            await asyncio.wait_for(scenario(pool), 60)
-        finally:
-            await pool.close()
-
-    asyncio.run(main())
-    assert [pid for pid in engine.pids() if psutil.pid_exists(pid)] == []
-
-
-def model(settings: Settings, name: str) -> ServedModel:
-    folder = settings.artifacts_folder / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return ServedModel(name, folder, ArtifactFormat.GGUF)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Polls from outside, where the program itself gives a test nothing to wait for."""
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def held(pool: ModelPool, served: ServedModel) -> AsyncIterator[RunningEngine]:
-    async with pool.lease(served) as running:
-        yield running
-
-
-def states(pool: ModelPool) -> dict[str, tuple[str, int]]:
-    return {view["model"]: (view["state"], view["in_flight"]) for view in pool.view()}
 
 
 def test_one_load_serves_all_that_wait(settings: Settings, tmp_path: Path) -> None:

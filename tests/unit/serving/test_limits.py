@@ -1,0 +1,119 @@
+"""Deadlines, full queues, and what is counted meanwhile: through the host, and through the API before it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from tests.fakes.engine import FakeEngine
+from tests.unit.serving.conftest import MODEL
+from tests.unit.serving.test_host import CHAT, body, error_of, post, until
+from workers.serving.pool import ModelPool
+
+
+@pytest.fixture
+def serving_settings(settings: Settings) -> Settings:
+    limits = {
+        "serving_slots": 1,
+        "serving_queue": 1,
+        "serving_first_token_timeout_seconds": 1.0,
+        "serving_total_timeout_seconds": 1.5,
+    }
+    return settings.model_copy(update=limits)
+
+
+def events(answer: httpx.Response) -> list[str]:
+    return [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+
+
+def test_a_full_queue_is_a_429_with_retry_after(base_url: str, tmp_path: Path, pool: ModelPool) -> None:
+    gate = tmp_path / "gate"
+    with ThreadPoolExecutor(8) as clients:
+        # One runs, two are ready ahead, one waits.
+        waiting = [clients.submit(post, base_url, user=str(gate)) for _ in range(4)]
+        until(lambda: pool.deployments and pool.deployments[0].admission.waiting == 1)
+        refused = post(base_url)
+        gate.touch()
+        assert [each.result().status_code for each in waiting] == [200] * 4
+    assert refused.status_code == 429
+    assert error_of(refused)["code"] == "rate_limit_exceeded"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_an_answer_that_does_not_begin_is_a_504(base_url: str, pool: ModelPool) -> None:
+    answer = post(base_url, stream=True, user="silent")
+    assert answer.status_code == 504
+    assert error_of(answer)["code"] == "engine_timeout"
+    assert "BITMILL_SERVING_FIRST_TOKEN_TIMEOUT_SECONDS" in error_of(answer)["message"]
+    until(lambda: pool.view()[0]["in_flight"] == 0)
+
+
+def test_an_answer_that_takes_too_long_is_a_504(base_url: str, tmp_path: Path, pool: ModelPool) -> None:
+    answer = post(base_url, user=str(tmp_path / "never"))
+    assert answer.status_code == 504
+    assert "BITMILL_SERVING_TOTAL_TIMEOUT_SECONDS" in error_of(answer)["message"]
+    until(lambda: pool.view()[0]["in_flight"] == 0)
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(
+    base_url: str, tmp_path: Path, pool: ModelPool, fake_engine: FakeEngine
+) -> None:
+    answer = post(base_url, stream=True, user=str(tmp_path / "never"))
+    assert answer.status_code == 200
+    assert json.loads(events(answer)[-1])["error"]["code"] == "engine_timeout"
+    until(lambda: fake_engine.events("disconnected") and pool.view()[0]["in_flight"] == 0)
+
+
+def test_usage_is_told_to_those_who_ask(base_url: str) -> None:
+    *chunks, usage, done = events(post(base_url, stream=True, stream_options={"include_usage": True}))
+    assert done == "[DONE]"
+    assert json.loads(usage)["usage"]["total_tokens"] == 5
+    assert all(json.loads(chunk)["choices"] for chunk in chunks)
+
+
+def test_usage_is_not_told_to_others(base_url: str) -> None:
+    *chunks, done = events(post(base_url, stream=True))
+    assert done == "[DONE]"
+    assert all(json.loads(chunk)["choices"] and "usage" not in json.loads(chunk) for chunk in chunks)
+
+
+def test_the_time_to_stay_is_for_the_host_alone(base_url: str, pool: ModelPool) -> None:
+    assert post(base_url, keep_alive="0s").status_code == 200
+    until(lambda: pool.view() == [])
+    refused = post(base_url, keep_alive="soon")
+    assert refused.status_code == 400
+    assert error_of(refused)["param"] == "keep_alive"
+
+
+def test_requests_are_counted_under_vllms_names(host_url: str) -> None:
+    post(host_url)
+    post(host_url, stream=True)
+    post(host_url, user="refuse")
+    text = httpx.get(f"{host_url}/metrics").text
+    labels = f'{{engine="fake",model_name="{MODEL}"}}'
+    ended = f'engine="fake",finished_reason="%s",model_name="{MODEL}"'
+    for line in (
+        f"vllm:prompt_tokens_total{labels} 6.0",
+        f"vllm:generation_tokens_total{labels} 4.0",
+        f"vllm:request_success_total{{{ended % 'stop'}}} 1.0",
+        f"vllm:request_success_total{{{ended % 'length'}}} 1.0",
+        f"vllm:time_to_first_token_seconds_count{labels} 1.0",
+        f"vllm:e2e_request_latency_seconds_count{labels} 2.0",
+        f"vllm:num_requests_running{labels} 0.0",
+        f"vllm:num_requests_waiting{labels} 0.0",
+        f"bitmill_model_load_seconds_count{labels} 1.0",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_a_stream_that_its_client_leaves_counts_as_aborted(host_url: str, tmp_path: Path, pool: ModelPool) -> None:
+    request = body(stream=True, user=str(tmp_path / "never"))
+    with httpx.stream("POST", host_url + CHAT, json=request, timeout=30) as answer:
+        next(answer.iter_bytes())
+    until(lambda: pool.view()[0]["in_flight"] == 0)
+    assert 'finished_reason="abort"' in httpx.get(f"{host_url}/metrics").text
