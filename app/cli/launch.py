@@ -189,6 +189,8 @@ def exclusive(folder: Path) -> Iterator[TextIO]:
 def up(*, host: str | None, port: int | None, data: Path | None, workers: int) -> int:
     """Runs until SIGINT or SIGTERM. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Its line for each question whether the children are ready is nobody's news.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = get_settings().model_copy(update={"data_dir": data} if data else {})
     host, port = host or settings.host, settings.port if port is None else port
     port = port or free_port()

@@ -174,10 +174,12 @@ def _docker_compose() -> list[str] | None:
     return [docker, "compose"]
 
 
-def test_dashboards_and_alerts_ask_for_metrics_that_the_api_exports() -> None:
-    source = (ROOT / "app" / "api" / "metrics.py").read_text()
-    exported = set(re.findall(r"\"(bitmill_\w+)\"", source))
-    queried = {SERIES_SUFFIX.sub("", name) for query in _queries() for name in re.findall(r"\bbitmill_\w+", query)}
+def test_dashboards_and_alerts_ask_for_metrics_that_are_exported() -> None:
+    files = ("app/api/metrics.py", "workers/serving/metrics.py", "workers/serving/scrape.py")
+    source = "".join((ROOT / name).read_text() for name in files)
+    exported = set(re.findall(r"\"((?:bitmill_|vllm:)\w+)\"", source))
+    asked = [name for query in _queries() for name in re.findall(r"(?:\bbitmill_|\bvllm:)\w+", query)]
+    queried = {SERIES_SUFFIX.sub("", name) for name in asked}
     assert queried
     assert queried <= {SERIES_SUFFIX.sub("", name) for name in exported}
 

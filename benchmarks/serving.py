@@ -1,0 +1,253 @@
+"""Bitmill beside the engines it stands on, and beside llama-cpp-python's own server, which answers one at a time.
+
+`python benchmarks/serving.py [--quick] [--engine NAME …]` quantizes the demo model, then loads it in Bitmill and in a
+bare server with the same slots, and asks both in turn. vLLM takes part where `bitmill engines install vllm` put it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from load import MAX_TOKENS, Measured, Server, measure, percentile
+from measured import ROOT
+
+from app.cli.launch import free_port, running_fleet, wait_until_ready
+from app.client import BitmillClient
+from app.settings import Settings
+from tests.fakes.installation import end
+
+MODEL: Final = "demo/smollm2-135m-instruct"
+SLOTS: Final = 16
+CONTEXT: Final = 512
+LEVELS: Final = (1, 8, 16, 32)
+QUICK_LEVELS: Final = (1, 16)
+LOAD_SECONDS: Final = 300
+
+LLAMA_CPP: Final = """
+import sys, threading, xllamacpp
+path, port, slots, context = sys.argv[1], *map(int, sys.argv[2:5])
+p = xllamacpp.CommonParams()
+p.model.path, p.port, p.n_parallel, p.n_ctx, p.kv_unified = path, port, slots, context * 4, True
+p.hostnames, p.cpuparams.n_threads, p.cpuparams_batch.n_threads = ["127.0.0.1"], int(sys.argv[5]), int(sys.argv[6])
+p.n_threads_http, p.cache_ram_mib, p.ui, p.offline, p.use_jinja = 48, 0, False, True, True
+server = xllamacpp.Server(p)
+threading.Event().wait()
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An artifact on an engine, and how a bare server of that engine is started."""
+
+    engine: str
+    method: dict[str, Any]
+
+    def command(self, folder: Path, port: int, settings: Settings) -> list[str]:
+        if self.engine == "llama_cpp":
+            threads = kept_threads(settings)
+            numbers = map(str, (port, SLOTS, CONTEXT, threads, os.cpu_count()))
+            return [sys.executable, "-c", LLAMA_CPP, str(folder / "model.gguf"), *numbers]
+        address = ["--host", "127.0.0.1", "--port", str(port)]
+        if self.engine == "transformers":
+            cli = str(Path(sys.executable).with_name("transformers"))
+            return [cli, "serve", str(folder), "--continuous-batching", *address]
+        python = str(settings.engines_folder / "vllm" / "bin" / "python")
+        model = ["--model", str(folder), "--max-model-len", str(CONTEXT), "--max-num-seqs", str(SLOTS)]
+        return [python, "-m", "vllm.entrypoints.openai.api_server", *model, *address]
+
+
+CASES: Final = (
+    Case("llama_cpp", {"type": "gguf", "quantization": "Q4_K_M"}),
+    Case("transformers", {"type": "none", "dtype": "bf16"}),
+    Case("transformers", {"type": "bitsandbytes", "quantization": "nf4"}),
+    Case("vllm", {"type": "none", "dtype": "bf16"}),
+)
+# What the serial server loads: of the same kind as the artifact that it is compared with.
+SERIAL: Final = {"gguf": {"type": "gguf", "quantization": "Q4_K_M"}, "none": {"type": "gguf", "quantization": "BF16"}}
+
+
+def kept_threads(settings: Settings) -> int:
+    """What Bitmill measured for the model: a bare server gets the same."""
+    kept = [json.loads(path.read_text()) for path in (settings.cache_folder / "threads").glob("*.json")]
+    return int(kept[0]["threads"]) if kept else 1
+
+
+@contextmanager
+def bare_server(command: list[str], port: int, log: Path) -> Iterator[str]:
+    """Yields the address of a server that answers."""
+    quiet = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=output, stderr=output, start_new_session=True, cwd=log.parent
+        )
+        try:
+            wait_until_it_answers(url, process, log)
+            yield url
+        finally:
+            end(process)
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + LOAD_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)  # not listening yet
+    raise RuntimeError(f"no server at {url}: {log.read_text()[-2000:]}")
+
+
+def quantize(client: BitmillClient, method: dict[str, Any]) -> str:
+    job = client.submit(MODEL, method)
+    for _ in client.follow(job["id"]):
+        continue
+    done = client.job(job["id"])
+    assert done["status"] == "succeeded", done["error"]
+    name: str = done["quantized_model"]
+    return name
+
+
+def folder_of(settings: Settings, name: str) -> Path:
+    from app.persistence.artifacts import ArtifactRepository
+    from app.persistence.unit_of_work import Database
+    from app.storage.artifacts import locate
+
+    database = Database(settings.database)
+    with database.reading() as session:
+        row = ArtifactRepository(session).get(name)
+    database.close()
+    return locate(row, settings)
+
+
+def compare(ours: Server, peer: Server, levels: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
+    """Both in turn, a few rounds for each level; throughputs and latencies are medians over the rounds."""
+    for server in (ours, peer):
+        asyncio.run(measure(server, concurrency=2, requests=4, stream=True, offset=900))
+    for stream in (True, False):
+        for concurrency in levels:
+            found: dict[str, list[Measured]] = {"ours": [], "peer": []}
+            for number in range(rounds):
+                for name, server in (("ours", ours), ("peer", peer)):
+                    requests = max(2 * concurrency, 4)
+                    plan = {"concurrency": concurrency, "requests": requests, "offset": 100 * number}
+                    found[name].append(asyncio.run(measure(server, stream=stream, **plan)))
+            yield row_of(found["ours"], found["peer"], concurrency, stream=stream)
+
+
+def row_of(ours: list[Measured], peer: list[Measured], concurrency: int, *, stream: bool) -> dict[str, Any]:
+    mine, theirs = (statistics.median(each.tokens_per_second for each in runs) for runs in (ours, peer))
+    first = [value for each in ours for value in each.first_token_seconds]
+    their_first = [value for each in peer for value in each.first_token_seconds]
+    between = [value for each in ours for value in each.inter_token_seconds]
+    return {
+        "concurrency": concurrency,
+        "stream": stream,
+        "tokens_per_second": mine,
+        "peer_tokens_per_second": theirs,
+        "throughput_ratio": mine / theirs,
+        "added_ttft_seconds": statistics.median(first) - statistics.median(their_first) if first else None,
+        "ttft_p50_seconds": percentile(first, 0.5) if first else None,
+        "ttft_p95_seconds": percentile(first, 0.95) if first else None,
+        "inter_token_p50_seconds": percentile(between, 0.5) if between else None,
+        "inter_token_p95_seconds": percentile(between, 0.95) if between else None,
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    added = row["added_ttft_seconds"]
+    ttft = f"first token {row['ttft_p50_seconds'] * 1000:6.0f} ms ({added * 1000:+.1f})" if added is not None else ""
+    print(
+        f"{row['engine']:13} {row['artifact']:8} {row['concurrency']:3} {'stream' if row['stream'] else 'whole':6} "
+        f"{row['tokens_per_second']:6.0f} tokens/s  {row['throughput_ratio']:5.2f} × {row['peer']:6} {ttft}",
+        flush=True,
+    )
+
+
+class Bench:
+    """One running Bitmill, and what it is compared with."""
+
+    def __init__(self, settings: Settings, url: str, client: BitmillClient, *, quick: bool) -> None:
+        self.settings = settings
+        self.url = url
+        self.client = client
+        self.levels = QUICK_LEVELS if quick else LEVELS
+        self.rounds = 2 if quick else 3
+
+    def beside_bare(self, case: Case) -> Iterator[dict[str, Any]]:
+        name = quantize(self.client, case.method)
+        self.client.deploy(name, engine=case.engine, slots=SLOTS, context_length=CONTEXT)
+        folder, port = folder_of(self.settings, name), free_port()
+        command = case.command(folder, port, self.settings)
+        with bare_server(command, port, self.settings.data_folder / "bare.log") as url:
+            theirs = httpx.get(f"{url}/v1/models").json()["data"]
+            bare = str(folder) if case.engine != "llama_cpp" else theirs[0]["id"]
+            for row in compare(Server(self.url, name), Server(url, bare), self.levels, self.rounds):
+                yield {"engine": case.engine, "artifact": label(case.method), "peer": "bare", **row}
+        self.client.undeploy(name)
+
+    def beside_serial(self, case: Case) -> Iterator[dict[str, Any]]:
+        name = quantize(self.client, case.method)
+        other = quantize(self.client, SERIAL[case.method["type"]])
+        self.client.deploy(name, engine=case.engine, slots=SLOTS, context_length=CONTEXT)
+        file, port = folder_of(self.settings, other) / "model.gguf", free_port()
+        options = ["--model", str(file), "--n_ctx", str(CONTEXT), "--n_threads", str(kept_threads(self.settings))]
+        command = [sys.executable, "-m", "llama_cpp.server", *options, "--host", "127.0.0.1", "--port", str(port)]
+        with bare_server(command, port, self.settings.data_folder / "serial.log") as url:
+            # Streams of the serial server interrupt each other by design: whole answers are compared.
+            for row in compare(Server(self.url, name), Server(url, other), (16,), self.rounds):
+                if not row["stream"]:
+                    yield {"engine": case.engine, "artifact": label(case.method), "peer": "serial", **row}
+        self.client.undeploy(name)
+
+
+def label(method: dict[str, Any]) -> str:
+    return str(method.get("quantization") or method.get("dtype"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help=f"levels {QUICK_LEVELS} and two rounds")
+    parser.add_argument("--engine", action="append", help="only this engine; may be repeated")
+    parser.add_argument("--engines-folder", type=Path, default=ROOT / "bitmill-data" / "engines", help="where vLLM is")
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        os.environ["BITMILL_ENGINES_DIR"] = str(arguments.engines_folder)
+        settings, port = Settings(data_dir=folder), free_port()
+        fleet = stack.enter_context(running_fleet(settings, "127.0.0.1", port, 1))
+        url = f"http://127.0.0.1:{port}"
+        assert wait_until_ready(fleet, url, workers=1)
+        client = stack.enter_context(BitmillClient(url))
+        there = {view["id"] for view in client.engines() if view["available"]}
+        wanted = there & set(arguments.engine or there)
+        bench = Bench(settings, url, client, quick=arguments.quick)
+        rows = []
+        for case in (case for case in CASES if case.engine in wanted):
+            comparisons = [bench.beside_bare(case)]
+            if case.method["type"] in SERIAL and case.engine != "vllm":
+                comparisons.append(bench.beside_serial(case))
+            for comparison in comparisons:
+                for row in comparison:
+                    rows.append(row)
+                    show(row)
+    print(json.dumps({"max_tokens": MAX_TOKENS, "slots": SLOTS, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
