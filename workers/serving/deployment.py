@@ -64,6 +64,7 @@ class Deployment:
     keep_alive_seconds: float = FOREVER
     pinned: bool = False
     load_seconds: float | None = None
+    loaded_at: float = 0.0
     running: Running | None = None
     admission: Admission = field(init=False)
     loading: asyncio.Task[None] = field(init=False)
@@ -142,7 +143,7 @@ class Deployment:
         if self.state is DeploymentState.LOADING:
             self.state = DeploymentState.READY
         self.load_seconds = time.monotonic() - started
-        self.last_used = time.time()
+        self.loaded_at = self.last_used = time.time()
         self.watching = asyncio.create_task(self._watch())
         log.info("loaded %s on %s in %.1f s", self.name, self.engine.spec.name, self.load_seconds)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -122,9 +122,10 @@ class ModelPool:
     async def close(self) -> None:
         """Kills every engine. Requests in flight fail."""
         self._closed = True
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*(self._remove(each) for each in list(self._deployments.values())))
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def view(self) -> list[dict[str, Any]]:
         return [deployment.view() for deployment in self.deployments]
@@ -154,8 +155,14 @@ class ModelPool:
             self._notify()
 
     async def _admit(self, model: ServedModel) -> Deployment:
-        """The model's deployment with this request counted in, so that nothing evicts it meanwhile."""
-        deadline = time.monotonic() + self.settings.serving_queue_timeout_seconds
+        """The model's deployment with this request counted in, so that nothing evicts it meanwhile.
+
+        Who has waited for a while has a busy model give way: else two models that never rest would keep a third
+        out for ever.
+        """
+        started = time.monotonic()
+        deadline = started + self.settings.serving_queue_timeout_seconds
+        patience = started + self.settings.serving_yield_seconds
         while True:
             async with self._looking:
                 changed = self._changed  # taken before looking, so that no change is missed
@@ -163,11 +170,15 @@ class ModelPool:
                 if deployment is not None:
                     deployment.in_flight += 1
                     return deployment
-            if not await self._wait_for_change(changed, deadline):
+            if await self._wait_for_change(changed, min(patience, deadline)):
+                continue
+            if time.monotonic() >= deadline:
                 raise ServingUnavailable(
                     f"the places ({self.settings.serving_max_models}) or the memory for models are taken by busy or "
                     f"pinned ones; try again later, unload one, or raise BITMILL_SERVING_MAX_MODELS"
                 )
+            patience = deadline
+            self._have_one_give_way(model.name)
 
     async def _find_or_deploy(self, model: ServedModel) -> Deployment | None:
         """None: the model is on its way out, or there is no room for it; something has to change first."""
@@ -233,6 +244,28 @@ class ModelPool:
         self.metrics.evicted(oldest.name)
         return True
 
+    def _have_one_give_way(self, wanted: str) -> None:
+        """The model that has been loaded longest takes no new requests, and goes when it has finished its own."""
+        leaving = any(each.state is DeploymentState.STOPPING for each in self.deployments)
+        ready = [each for each in self.deployments if each.state is DeploymentState.READY and not each.pinned]
+        if leaving or not ready or wanted in self._deployments:
+            return
+        oldest = min(ready, key=lambda each: each.loaded_at)
+        log.info("%s gives way to %s", oldest.name, wanted)
+        self.metrics.evicted(oldest.name)
+        self._in_background(self._drain(oldest))
+
+    async def _drain(self, deployment: Deployment) -> None:
+        deployment.state = DeploymentState.STOPPING
+        while deployment.in_flight:
+            await self._changed.wait()
+        await self._remove(deployment)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _schedule_expiry(self, deployment: Deployment) -> None:
         if previous := self._expiries.pop(deployment.name, None):
             previous.cancel()
@@ -245,9 +278,7 @@ class ModelPool:
         if deployment.expires_at is not None and self._deployments.get(deployment.name) is deployment:
             log.info("%s was idle for %g s", deployment.name, deployment.keep_alive_seconds)
             deployment.state = DeploymentState.STOPPING  # from here on nobody gets it
-            task = asyncio.create_task(self._remove(deployment))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._in_background(self._remove(deployment))
 
     async def _remove(self, deployment: Deployment) -> None:
         await deployment.stop()

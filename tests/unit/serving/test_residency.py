@@ -174,3 +174,34 @@ def test_unloading_tells_the_memory_that_it_gave_back(settings: Settings, engine
         assert not process.is_running()
 
     run(settings, engine, scenario)
+
+
+def test_models_that_never_rest_give_way_to_one_that_waits(settings: Settings, engine: FakeEngine) -> None:
+    async def scenario(pool: ModelPool) -> None:
+        stop = asyncio.Event()
+
+        async def keep_busy() -> None:
+            while not stop.is_set():
+                async with pool.lease(model(settings, "a")):
+                    await asyncio.sleep(0.05)
+
+        clients = [asyncio.create_task(keep_busy()) for _ in range(3)]
+        await until(lambda: states(pool).get("a", ("", 0))[1] == 3)
+        async with pool.lease(model(settings, "b")):
+            assert set(states(pool)) == {"b"}
+        stop.set()
+        await asyncio.gather(*clients)
+
+    fair = {"serving_max_models": 1, "serving_yield_seconds": 0.2}
+    run(settings.model_copy(update=fair), engine, scenario)
+
+
+def test_a_pinned_model_does_not_give_way(settings: Settings, engine: FakeEngine) -> None:
+    async def scenario(pool: ModelPool) -> None:
+        async with pool.lease(model(settings, "a", pinned=True)) as first:
+            with pytest.raises(ServingUnavailable):
+                await held(pool, model(settings, "b")).__aenter__()
+            assert first.alive
+
+    fair = {"serving_max_models": 1, "serving_yield_seconds": 0.1, "serving_queue_timeout_seconds": 0.4}
+    run(settings.model_copy(update=fair), engine, scenario)
