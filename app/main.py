@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,6 +15,7 @@ from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, models
 from app.error_handlers import install_error_handlers
 from app.persistence.unit_of_work import Database
+from app.processes import die_with_parent
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher
 from app.services.files import FileService
@@ -59,6 +61,9 @@ def _include_routers(app: FastAPI) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    if app.state.settings.api_processes > 1:
+        # The process that holds the port may be killed outright; none of those that share it may stay.
+        die_with_parent(os.getppid())
     yield
     await app.state.serving.aclose()
     app.state.database.close()

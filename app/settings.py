@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port the API listens on.")
+    api_processes: int = Field(default=1, ge=1, le=256, description="Processes that share the API's port.")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Comma-separated keys, one of which /v1 then demands as a bearer token."
     )

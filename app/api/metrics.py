@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,7 +32,17 @@ class Metrics:
             "bitmill_http_request_seconds", "Time to the end of the answer.", ["method", "route"],
             registry=self.registry,
         )  # fmt: skip
-        self.registry.register(StateCollector(database, workers))
+        self._states = StateCollector(database, workers)
+
+    def text(self) -> bytes:
+        """What this process counted, or what all that share its port did; and what the database says."""
+        registry = CollectorRegistry()
+        registry.register(self._states)
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(registry) + generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # the library's constructor has no types
+        return generate_latest(registry) + generate_latest(together)
 
 
 class StateCollector(Collector):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +33,20 @@ STABLE_SECONDS = 30.0
 LONGEST_BACKOFF_SECONDS = 30.0
 
 
-def api_command(host: str, port: int) -> list[str]:
-    address = ["--host", host, "--port", str(port)]
-    return [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--no-access-log", *address]
+# Where the processes of one API add up their metrics; the name is the Prometheus client's.
+SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def api_command(host: str, port: int, processes: int = 1) -> list[str]:
+    options = ["--host", host, "--port", str(port), "--workers", str(processes)]
+    return [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--no-access-log", *options]
+
+
+def api_environment(settings: Settings) -> dict[str, str]:
+    """What several processes behind one port need beside the settings."""
+    if settings.api_processes == 1:
+        return {}
+    return {SHARED_METRICS: tempfile.mkdtemp(prefix="bitmill-metrics-")}
 
 
 def serving_command(host: str, port: int) -> list[str]:
@@ -64,8 +77,8 @@ def worker_command(name: str) -> list[str]:
     return [sys.executable, "-m", "celery", "--app", "workers.celery_app", "worker", *options]
 
 
-def replace_process(command: list[str]) -> NoReturn:
-    os.execv(command[0], command)  # noqa: S606 -- signals and exit code pass straight through
+def replace_process(command: list[str], environment: dict[str, str] | None = None) -> NoReturn:
+    os.execve(command[0], command, os.environ | (environment or {}))  # noqa: S606 -- signals and exit code pass straight through
 
 
 def migrate(environment: dict[str, str]) -> None:
@@ -138,6 +151,8 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        for role in self.roles:
+            shutil.rmtree(role.environment.get(SHARED_METRICS, ""), ignore_errors=True)
 
 
 def embedded_environment(settings: Settings, port: int, serving_port: int) -> dict[str, str]:
@@ -153,10 +168,17 @@ def embedded_environment(settings: Settings, port: int, serving_port: int) -> di
 def create_fleet(settings: Settings, host: str, port: int, workers: int) -> Fleet:
     serving_port = free_port()
     environment = embedded_environment(settings, port, serving_port)
-    commands = {"api": api_command(host, port), "serving": serving_command("127.0.0.1", serving_port)}
+    own = {"api": api_environment(settings)}
+    commands = {
+        "api": api_command(host, port, settings.api_processes),
+        "serving": serving_command("127.0.0.1", serving_port),
+    }
     commands |= {f"worker-{number}": worker_command(f"worker-{number}") for number in range(1, workers + 1)}
     logs = settings.logs_folder
-    return Fleet([Role(name, command, environment, logs / f"{name}.log") for name, command in commands.items()])
+    return Fleet([
+        Role(name, command, environment | own.get(name, {}), logs / f"{name}.log")
+        for name, command in commands.items()
+    ])  # fmt: skip
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def up(host: str | None, port: int | None, data: Path | None, workers: int) -> N
 def api(host: str | None, port: int | None) -> None:
     """Run the API alone."""
     settings = get_settings()
-    launch.replace_process(launch.api_command(host or settings.host, settings.port if port is None else port))
+    command = launch.api_command(host or settings.host, settings.port if port is None else port, settings.api_processes)
+    launch.replace_process(command, launch.api_environment(settings))
 
 
 @cli.command()

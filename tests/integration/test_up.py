@@ -197,3 +197,21 @@ def test_the_command_line_submits_and_follows(up_settings: Settings) -> None:
         )  # fmt: skip
         assert refused.returncode == 1
         assert "Q4_K_M" in refused.stderr
+
+
+def test_several_processes_share_the_api(settings: Settings) -> None:
+    """They answer on one port, count together, and none outlives a kill of the whole."""
+    shared = settings.model_copy(update={"api_processes": 3})
+    with serve(shared) as server:
+        requests = 60
+        with httpx.Client(base_url=server.url) as client:
+            for _ in range(requests):
+                # A new connection each time, so that every process gets some.
+                assert client.get("/v1/models", headers={"connection": "close"}).status_code == 200
+            text = client.get("/metrics").text
+        line = 'bitmill_http_requests_total{method="GET",route="/v1/models",status="200"}'
+        assert f"{line} {float(requests)}" in text.splitlines()
+        assert "bitmill_workers" in text
+        children = server.descendants()
+        server.process.kill()
+        wait_until(lambda: not any(child.is_running() for child in children), "all processes are gone")
