@@ -36,7 +36,7 @@ def methods(rows: list[Json]) -> Table:
 
 
 def models(rows: list[Json]) -> Table:
-    table = Table("model", "format", "size", "bits per weight", "perplexity", "KL divergence")
+    table = Table(Column("model", overflow="fold"), "format", "size", "bits per weight", "perplexity", "KL divergence")
     for row in rows:
         details = row["bitmill"]
         table.add_row(
@@ -48,7 +48,7 @@ def models(rows: list[Json]) -> Table:
 
 
 def deployments(rows: list[Json]) -> Table:
-    table = Table("model", "state", "engine", "memory", "slots in use", "requests", "last used", "pinned")
+    table = Table(Column("model", overflow="fold"), "state", "engine", "memory", "slots in use", "requests", "last used", "pinned")
     for row in rows:
         resident = row.get("memory", {}).get("resident_bytes")
         used = row.get("last_used_at")

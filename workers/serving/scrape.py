@@ -64,6 +64,6 @@ async def _share(deployment: Deployment, client: httpx.AsyncClient) -> float | N
     try:
         answer = await client.get(running.url(path), headers=running.headers, timeout=ASK_SECONDS)
         answer.raise_for_status()
-        return deployment.engine.cache_usage(answer.text)
+        return deployment.engine.cache_usage(answer.text, deployment.options)
     except httpx.HTTPError:
         return None

@@ -21,6 +21,11 @@ from workers.serving.engines.transformers import TransformersEngine
 from workers.serving.engines.vllm import VllmEngine
 from workers.serving.engines.vllm_install import MARKER
 
+# 40 tokens of a request in one slot of llama.cpp's server, and another slot at rest.
+SLOTS = (
+    '[{"is_processing": true, "n_prompt_tokens_cache": 10, "n_prompt_tokens_processed": 25,'
+    ' "next_token": [{"n_decoded": 5}]}, {"is_processing": false}]'
+)
 ADDRESS = Address("127.0.0.1", 4242, "the-key")
 
 
@@ -111,13 +116,13 @@ def test_vllm_says_how_it_is_installed(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("engine", "answer", "share"),
     [
-        ("llama_cpp", '[{"n_ctx": 100, "n_prompt_tokens_cache": 30}, {"n_ctx": 100}]', 0.15),
+        ("llama_cpp", SLOTS, 0.01),
         ("transformers", "0.25", 0.25),
         ("vllm", 'x 1\nvllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5\n', 0.5),
     ],
 )
 def test_engines_tell_how_full_their_cache_is(engine: str, answer: str, share: float, settings: Settings) -> None:
-    assert load_engine(engine, settings).cache_usage(answer) == share
+    assert load_engine(engine, settings).cache_usage(answer, options()) == share
 
 
 def test_a_missing_library_is_named_with_what_installs_it(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class Engine(ABC):
         """The version of the software that generates; None where there is none to tell."""
         return None
 
-    def cache_usage(self, answer: str) -> float | None:
+    def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         """The used share of the cache, 0 to 1, from what `cache_usage_path` answered."""
         return None
 

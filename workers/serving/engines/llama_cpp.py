@@ -37,11 +37,14 @@ class LlamaCppEngine(Engine):
     def version(self) -> str | None:
         return version("xllamacpp")
 
-    def cache_usage(self, answer: str) -> float | None:
-        """Slots tell how many tokens each of them holds in the cache that they share."""
-        slots = json.loads(answer)
-        held = sum(int(slot.get("n_prompt_tokens_cache", 0)) for slot in slots)
-        return held / max(sum(int(slot["n_ctx"]) for slot in slots), 1)
+    def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
+        """The tokens of requests that are worked on; what idle slots remember gives way to them."""
+        held = 0
+        for slot in json.loads(answer):
+            if slot["is_processing"]:
+                held += slot["n_prompt_tokens_cache"] + slot["n_prompt_tokens_processed"]
+                held += sum(token["n_decoded"] for token in slot["next_token"])
+        return min(held / options.cache_tokens, 1.0)
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         """Raises EngineFailed where the folder holds no GGUF model."""

@@ -39,7 +39,7 @@ class TransformersEngine(Engine):
     def version(self) -> str | None:
         return version("transformers")
 
-    def cache_usage(self, answer: str) -> float | None:
+    def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         return float(answer)
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:

@@ -57,7 +57,7 @@ class VllmEngine(Engine):
     def version(self) -> str | None:
         return str(self._installed()["version"])
 
-    def cache_usage(self, answer: str) -> float | None:
+    def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         found = re.search(r"^vllm:kv_cache_usage_perc\{[^}]*\} (\S+)$", answer, flags=re.MULTILINE)
         return float(found[1]) if found else None
 
