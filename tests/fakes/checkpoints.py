@@ -10,6 +10,20 @@ CHAT_TEMPLATE = (
     "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# The same with tools, in the form of Hermes and Qwen.
+TOOLS_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n# Tools\n<tools>' }}{% for tool in tools %}{{ '\n' + (tool | tojson) }}"
+    '{% endfor %}{{ \'\n</tools>\nCall one as <tool_call>\n{"name": <function-name>, "arguments": '
+    "<args-json-object>}\n</tool_call><|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    '{% for call in message.tool_calls or [] %}{{ \'\n<tool_call>\n{"name": "\' + call.function.name + '
+    '\'", "arguments": \' }}{% if call.function.arguments is string %}{{ call.function.arguments }}{% else %}'
+    "{{ call.function.arguments | tojson }}{% endif %}{{ '}\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 BOS = "<|im_start|>"
 EOS = "<|im_end|>"
 PAD = "<|endoftext|>"
@@ -37,16 +51,20 @@ def tiny_llama(
     tie_word_embeddings: bool = False,
     dtype: str = "bfloat16",
     seed: int = 0,
+    chat_template: str | None = None,
+    initializer_range: float = 0.02,
 ) -> Path:
     """Saves a random LlamaForCausalLM with a byte-level BPE tokenizer and a ChatML template in `folder`.
 
     The weights fill `shards` files or one more. `hidden_size=256, intermediate_size=512` fits the 256-wide
-    blocks of GGUF's K types. `vocab_size` bounds the tokenizer's and is the embeddings'. Returns `folder`.
+    blocks of GGUF's K types. `vocab_size` bounds the tokenizer's and is the embeddings'. With a larger
+    `initializer_range` the model prefers some tokens clearly, whatever rounding does. Returns `folder`.
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = tiny_tokenizer(vocab_size)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -56,6 +74,7 @@ def tiny_llama(
         num_key_value_heads=key_value_heads,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
+        initializer_range=initializer_range,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,7 +17,10 @@ from app.domain.errors import BitmillError, EngineFailed, EngineTimeout, Invalid
 from app.domain.serving import parse_keep_alive
 from app.settings import Settings
 from app.streaming import RelayResponse
+from workers.serving.contract.call import Call, parse_call
 from workers.serving.deployment import ServedModel
+from workers.serving.dialects.base import Upstream
+from workers.serving.dialects.registry import load_dialect
 from workers.serving.metrics import Observation
 from workers.serving.pool import ModelPool
 from workers.serving.process import Running
@@ -90,11 +94,12 @@ class Forwarder:
 
     async def _forward(self, model: ServedModel, path: str, body: dict[str, Any]) -> Response:
         keep_alive = take_keep_alive(body)
+        call = parse_call(path, body)
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(self.pool.lease(model, keep_alive=keep_alive))
             observation = self._observe(model, streamed=body.get("stream") is True)
             deadline = Deadline(self.settings)
-            upstream = await self._send(running, path, body, model.name, deadline)
+            upstream = await self._ask(running, call, model.name, deadline)
             stack.push_async_callback(upstream.aclose)
             if upstream.status_code >= 400 or not _is_stream(upstream):
                 return await self._whole(upstream, model.name, observation, deadline)
@@ -110,14 +115,40 @@ class Forwarder:
         engine = self.pool.engine_of(model.name)
         return Observation(self.pool.metrics, model.name, engine, streamed=streamed)
 
+    async def _ask(self, running: Running, call: Call, public_name: str, deadline: Deadline) -> httpx.Response:
+        """The answer as it begins, in OpenAI's shape whatever the engine's own is."""
+        engine = self.pool.spec_of(public_name)
+        engine.contract.check(call.request, engine=engine.name)
+        upstream = Upstream(
+            running, partial(self._post, running, public_name), partial(self._get, running, public_name)
+        )
+        try:
+            async with asyncio.timeout_at(deadline.first_token if call.streams else deadline.total):
+                return await load_dialect(engine.dialect).ask(upstream, call)
+        except TimeoutError as error:
+            raise (deadline.no_first_token() if call.streams else deadline.not_whole()) from error
+
+    async def _post(self, running: Running, public_name: str, path: str, body: dict[str, Any]) -> httpx.Response:
+        content = json.dumps(_upstream_body(body, running.upstream_model)).encode()
+        return await self._send(running, public_name, "POST", path, content)
+
+    async def _get(self, running: Running, public_name: str, path: str) -> dict[str, Any]:
+        answer = await self._send(running, public_name, "GET", path, None)
+        try:
+            found: dict[str, Any] = json.loads(await answer.aread())
+        except ValueError as error:
+            raise EngineFailed(f"the engine of {public_name!r} does not say what its model can do") from error
+        finally:
+            await answer.aclose()
+        return found
+
     async def _send(
-        self, running: Running, path: str, body: dict[str, Any], public_name: str, deadline: Deadline
+        self, running: Running, public_name: str, method: str, path: str, content: bytes | None
     ) -> httpx.Response:
-        streamed = body.get("stream") is True
         request = self.client.build_request(
-            "POST",
+            method,
             running.url(path),
-            content=json.dumps(_upstream_body(body, running.upstream_model)).encode(),
+            content=content,
             headers={
                 **running.headers,
                 "content-type": "application/json",
@@ -127,10 +158,7 @@ class Forwarder:
             },
         )
         try:
-            async with asyncio.timeout_at(deadline.first_token if streamed else deadline.total):
-                return await self.client.send(request, stream=True)
-        except TimeoutError as error:
-            raise (deadline.no_first_token() if streamed else deadline.not_whole()) from error
+            return await self.client.send(request, stream=True)
         except httpx.TransportError as error:
             raise _broken(public_name, error) from error
 

@@ -20,6 +20,7 @@ from app.persistence.unit_of_work import Database
 from app.settings import Settings, get_settings
 from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
 from workers.serving import deployments, scrape
+from workers.serving.contract.parsing import REQUESTS
 from workers.serving.forwarding import Forwarder, parse_body
 from workers.serving.models import ModelDirectory
 from workers.serving.pool import ModelPool
@@ -38,7 +39,7 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
     app.state.pool = pool or ModelPool(settings)
     app.state.tasks = set()
     install_error_handlers(app)
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in REQUESTS:
         app.add_api_route(path, complete, methods=["POST"], response_model=None)
     app.include_router(deployments.router)
     app.add_api_route("/metrics", scrape.metrics, methods=["GET"], response_model=None)
@@ -71,7 +72,7 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
 
 
 async def complete(request: Request) -> Response:
-    """Chat completions and completions: they differ only in the path, which the engine knows as well."""
+    """Every route that an engine answers: they differ only in the path, which the engine knows as well."""
     body = parse_body(await request.body())
     model = await run_in_threadpool(request.app.state.models.find, body["model"])
     forwarder: Forwarder = request.app.state.forwarder

@@ -14,6 +14,7 @@ from typing import Any
 from app.domain.errors import InsufficientMemory, ServingUnavailable
 from app.settings import Settings
 from workers.serving.deployment import Deployment, DeploymentState, ServedModel
+from workers.serving.engines.base import EngineSpec
 from workers.serving.machine import Machine
 from workers.serving.metrics import ServingMetrics
 from workers.serving.planning import EnginePlanner, Plan, Planner
@@ -137,6 +138,10 @@ class ModelPool:
     def engine_of(self, name: str) -> str:
         """The engine of a model that is leased."""
         return self._deployments[name].engine.spec.name
+
+    def spec_of(self, name: str) -> EngineSpec:
+        """What the engine of a model that is leased can do."""
+        return self._deployments[name].engine.spec
 
     def why_not(self, name: str) -> str | None:
         """Why the model's engine failed at last; None where it did not."""

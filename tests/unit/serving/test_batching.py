@@ -1,4 +1,4 @@
-"""The transformers engine's parts that need no model: text, sampling, and requests."""
+"""The transformers engine's parts that need no model: text and sampling."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 
 import pytest
 import torch
 
-from app.domain.errors import BitmillError, InvalidParameter, UnsupportedField
-from workers.serving.batching.merging import merged
-from workers.serving.batching.requests import ChatCompletionRequest, CompletionRequest, parse_request
+from app.domain.errors import InvalidParameter
 from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, choose
 from workers.serving.batching.text import TextStream
+from workers.serving.merging import merged
 
 
 def decode(tokens: Sequence[int]) -> str:
@@ -140,61 +138,6 @@ def test_logprobs_are_those_of_the_model() -> None:
     (entry,) = state.logprobs
     assert entry.logprob == pytest.approx(expected[0])
     assert [token for token, _ in entry.top] == [1, 0]
-
-
-def chat(**fields: Any) -> ChatCompletionRequest:
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
-    return parse_request(ChatCompletionRequest, body)
-
-
-def test_null_counts_as_absent() -> None:
-    request = chat(temperature=None, tools=None, stop=None, max_tokens=5)
-    assert (request.temperature, request.stops, request.token_limit) == (None, [], 5)
-
-
-def test_the_newer_name_of_the_limit_comes_first() -> None:
-    assert chat(max_tokens=5, max_completion_tokens=3).token_limit == 3
-
-
-def test_parts_become_one_text() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    request = chat(messages=[{"role": "developer", "content": parts}])
-    assert request.messages[0].for_template() == {"role": "system", "content": "a\nb"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "kind"),
-    [
-        ({"tools": []}, "tools", UnsupportedField),
-        ({"response_format": {"type": "json_object"}}, "response_format", UnsupportedField),
-        ({"store": True}, "store", UnsupportedField),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", UnsupportedField),
-        ({"temperature": 3}, "temperature", InvalidParameter),
-        ({"temperature": "hot"}, "temperature", InvalidParameter),
-        ({"top_p": 0}, "top_p", InvalidParameter),
-        ({"n": 1000}, "n", InvalidParameter),
-        ({"max_tokens": 0}, "max_tokens", InvalidParameter),
-        ({"max_tokens": True}, "max_tokens", InvalidParameter),
-        ({"stop": ""}, "stop", InvalidParameter),
-        ({"messages": []}, "messages", InvalidParameter),
-        ({"messages": None}, "messages", InvalidParameter),
-        ({"top_logprobs": 3}, "top_logprobs", InvalidParameter),
-        ({"stream_options": {"include_usage": True}}, "stream_options", InvalidParameter),
-    ],
-)
-def test_a_refusal_names_the_field(fields: dict[str, Any], param: str, kind: type[BitmillError]) -> None:
-    with pytest.raises(kind) as raised:
-        chat(**fields)
-    assert raised.value.param == param
-    assert f"`{param}" in raised.value.message
-
-
-@pytest.mark.parametrize(
-    ("prompt", "prompts"),
-    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
-)
-def test_prompts_come_in_four_shapes(prompt: Any, prompts: Any) -> None:
-    assert parse_request(CompletionRequest, {"model": "m", "prompt": prompt}).prompts == prompts
 
 
 def test_one_streams_error_ends_all() -> None:

@@ -52,7 +52,8 @@ def test_an_answer_carries_the_public_name(base_url: str, fake_engine: FakeEngin
 
 
 def test_completions_are_forwarded_too(base_url: str) -> None:
-    assert post(base_url, "/v1/completions", prompt="Hi").json()["model"] == MODEL
+    answer = httpx.post(base_url + "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, timeout=30)
+    assert answer.json()["model"] == MODEL
 
 
 def test_each_chunk_of_a_stream_carries_the_public_name(base_url: str) -> None:

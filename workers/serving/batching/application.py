@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,14 +18,20 @@ from app.domain.http_status import status_of
 from app.streaming import ClientGone, RelayResponse, unless_disconnected
 from workers.serving.batching.answers import Answer, ChatAnswer, TextAnswer, Usage, WholeChoice
 from workers.serving.batching.generator import BatchedGenerator, Piece
-from workers.serving.batching.merging import merged
-from workers.serving.batching.prompts import Job, chat_prompts, jobs, text_prompts
-from workers.serving.batching.requests import (
-    ChatCompletionRequest,
-    CompletionFields,
-    CompletionRequest,
-    parse_request,
+from workers.serving.batching.prompts import (
+    Job,
+    chat_prompts,
+    jobs,
+    prompt_echoes,
+    text_prompts,
+    wanted_logprobs,
 )
+from workers.serving.batching.tools import ToolCallReader
+from workers.serving.contract.chat import ChatCompletionRequest
+from workers.serving.contract.completions import CompletionRequest
+from workers.serving.contract.fields import GenerationFields
+from workers.serving.contract.parsing import parse_request
+from workers.serving.merging import in_turn, merged
 
 Pieces = AsyncGenerator[tuple[int, Piece], None]
 
@@ -63,16 +70,19 @@ async def chat_completions(request: Request) -> Response:
     parsed = parse_request(ChatCompletionRequest, await _body(request))
     generator: BatchedGenerator = request.app.state.generator
     prompts = await asyncio.to_thread(chat_prompts, generator, parsed)
-    answer = ChatAnswer(request.app.state.public_name, generator.token_text, logprobs=parsed.logprobs)
-    return await _answer(request, parsed, answer, prompts, param="messages")
+    todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="messages")
+    answer = ChatAnswer(request.app.state.public_name, generator, top_logprobs=wanted_logprobs(parsed))
+    return await _answer(request, parsed, answer, todo, Usage(sum(map(len, prompts))))
 
 
 async def completions(request: Request) -> Response:
     parsed = parse_request(CompletionRequest, await _body(request))
     generator: BatchedGenerator = request.app.state.generator
     prompts = await asyncio.to_thread(text_prompts, generator, parsed)
-    answer = TextAnswer(request.app.state.public_name, generator.token_text, logprobs=False)
-    return await _answer(request, parsed, answer, prompts, param="prompt")
+    todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="prompt")
+    echoes = await asyncio.to_thread(prompt_echoes, generator, parsed, prompts) if parsed.echo else None
+    answer = TextAnswer(request.app.state.public_name, generator, top_logprobs=wanted_logprobs(parsed), echoes=echoes)
+    return await _answer(request, parsed, answer, todo, Usage(sum(map(len, prompts))))
 
 
 async def _body(request: Request) -> Any:
@@ -86,12 +96,12 @@ async def _body(request: Request) -> Any:
 
 
 async def _answer(
-    request: Request, parsed: CompletionFields, answer: Answer, prompts: list[list[int]], *, param: str
+    request: Request, parsed: GenerationFields, answer: Answer, todo: list[Job], usage: Usage
 ) -> Response:
     generator: BatchedGenerator = request.app.state.generator
-    todo = jobs(generator, prompts, parsed, param=param)
-    pieces = merged([_start(generator, job) for job in todo])
-    usage = Usage(sum(map(len, prompts)))
+    starts = [_start(generator, job) for job in todo]
+    # Choices that run beside each other change each other's rounding errors, and so what a seed gives.
+    pieces = merged(starts) if parsed.seed is None else in_turn(starts)
     if parsed.stream:
         events = _events(pieces, answer, usage, len(todo), include_usage=parsed.includes_usage)
         return RelayResponse(
@@ -106,12 +116,28 @@ async def _answer(
         return Response(status_code=499)
 
 
-def _start(generator: BatchedGenerator, job: Job) -> AsyncGenerator[Piece, None]:
-    return generator.generate(job.prompt, job.settings, max_tokens=job.max_tokens, stops=job.stops)
+async def _start(generator: BatchedGenerator, job: Job) -> AsyncGenerator[Piece, None]:
+    if job.max_tokens == 0:
+        yield Piece(text="", tokens=0, finish_reason="length")
+        return
+    pieces = generator.generate(
+        job.prompt, job.settings, max_tokens=job.max_tokens, stops=job.stops, constraint=job.constraint
+    )
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield piece if job.reader is None else _with_calls(piece, job.reader)
+
+
+def _with_calls(piece: Piece, reader: ToolCallReader) -> Piece:
+    text, calls = reader.read(piece.text, final=piece.finish_reason is not None)
+    reason = "tool_calls" if piece.finish_reason == "stop" and reader.calls else piece.finish_reason
+    return replace(piece, text=text, calls=tuple(calls), finish_reason=reason)
 
 
 async def _whole(pieces: Pieces, answer: Answer, usage: Usage, count: int) -> dict[str, Any]:
     choices = [WholeChoice() for _ in range(count)]
+    for choice, echo in zip(choices, answer.echoes or (), strict=False):
+        choice.add(echo)
     async with aclosing(pieces):
         async for index, piece in pieces:
             choices[index].add(piece)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoTokenizer,
     ContinuousBatchingConfig,
@@ -27,8 +28,16 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 from app.domain.errors import EngineFailed
 from workers.loading import load_causal_lm
-from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, TokenLogprob
+from workers.serving.batching.constraints import Constraint, Grammars
+from workers.serving.batching.sampling import (
+    PerRequestSampler,
+    SamplingSettings,
+    SamplingState,
+    TokenLogprob,
+    token_logprob,
+)
 from workers.serving.batching.text import TextStream
+from workers.serving.batching.tools import Called, format_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +54,7 @@ class Piece:
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
+    calls: tuple[Called, ...] = ()
 
 
 class Choice:
@@ -60,14 +70,22 @@ class Choice:
 
     def advance(self, output: GenerationOutput) -> Piece | None:
         """What the client may see by now, or None. Raises EngineFailed."""
-        if output.status == RequestStatus.FAILED:
-            log.error("a request failed: %s", output.error)
+        constraint = self._state.constraint
+        failure = output.error if output.status == RequestStatus.FAILED else constraint and constraint.failure
+        if failure:
+            log.error("a request failed: %s", failure)
             raise EngineFailed("the engine failed while it generated; its log has the reason")
-        text = self._text.push(output.generated_tokens[self._seen :])
-        self._seen = len(output.generated_tokens)
+        end = constraint.length if constraint else None
+        tokens = output.generated_tokens[:end]
+        text = self._text.push(tokens[self._seen :])
+        self._seen = len(tokens)
         if output.is_finished():
             text += self._text.finish()
             self.finish_reason = "stop" if output.generated_tokens[-1] in self._ends else "length"
+        if end is not None and self._seen >= end:
+            # Nothing may follow but the end, which is not worth another pass.
+            text += "" if output.is_finished() else self._text.finish()
+            self.finish_reason = "stop"
         if self._text.stopped:
             self.finish_reason = "stop"
         if not text and self.finish_reason is None:
@@ -89,6 +107,12 @@ class BatchedGenerator:
         self.context_length = min(context_length, getattr(config, "max_position_embeddings", context_length))
         self.vocabulary_size: int = config.vocab_size
         self.ends = end_tokens(self.model, self.tokenizer)
+        self.special_tokens = special_tokens(self.tokenizer)
+        self.tool_format = format_of(self.tokenizer.chat_template)
+        self.grammars = Grammars(self.tokenizer, vocabulary_size=self.vocabulary_size, ends=sorted(self.ends))
+        # Special tokens have no text in an answer, but for those that calls of tools are written with.
+        written = self.tool_format.texts if self.tool_format else ()
+        self._hidden = frozenset(token for text, token in self.special_tokens.items() if text not in written)
         self.sampling_defaults = sampling_defaults(self.model.generation_config)
         self.sampler = PerRequestSampler()
         self.manager = self._manager(cache_tokens, slots)
@@ -134,20 +158,43 @@ class BatchedGenerator:
             continue
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        shown = [token for token in tokens if token not in self._hidden]
+        text: str = self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def token_text(self, token: int) -> str:
         text: str = self.tokenizer.decode([token], skip_special_tokens=False)
         return text
 
+    def token_bytes(self, token: int) -> bytes:
+        """A token's bytes, which may be a part of a character only. Some rows of a model stand for no token."""
+        if token >= len(self.tokenizer):
+            return b""
+        return self.grammars.tokens.decode_bytes([token])
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
+        """What the model says of each token of a prompt, given those before it; of the first it says nothing.
+
+        A pass of its own, beside the batch: weights are only read.
+        """
+        scores = self.model(torch.tensor([list(prompt)], device=self.model.device), use_cache=False).logits[0]
+        told = [token_logprob(token, row, top) for token, row in zip(prompt[1:], scores, strict=False)]
+        return [TokenLogprob(prompt[0], None, ()), *told]
+
     async def generate(
-        self, prompt: Sequence[int], settings: SamplingSettings, *, max_tokens: int, stops: Sequence[str]
+        self,
+        prompt: Sequence[int],
+        settings: SamplingSettings,
+        *,
+        max_tokens: int,
+        stops: Sequence[str],
+        constraint: Constraint | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come. Leaving early cancels the request. Raises EngineFailed."""
         request_id = uuid.uuid4().hex
         outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
-        self.sampler.states[request_id] = state = SamplingState(settings)
+        self.sampler.states[request_id] = state = SamplingState(settings, prompt=prompt, constraint=constraint)
         self.manager.register_result_handler(request_id, outputs.put_nowait)
         choice = Choice(TextStream(self.decode, stops), state, self.ends)
         try:
@@ -180,6 +227,13 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     known = tokenizer.get_added_vocab()
     used = [token for token in END_OF_TURN if isinstance(template, str) and token in template]
     return frozenset(found | {known[token] for token in used if token in known})
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Those that no text is turned into, by their names."""
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    found = {token.content: number for number, token in added.items() if token.special}
+    return found | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def sampling_defaults(config: Any) -> SamplingSettings:

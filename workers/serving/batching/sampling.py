@@ -6,25 +6,32 @@ every row's token by its request's settings, and hands the library scores that l
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
+from workers.serving.batching.constraints import Constraint
+
 NUCLEUS_CANDIDATES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
-    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing; `top_logprobs` None asks for none."""
+    """`temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing; `repetition_penalty` 1 changes
+    nothing; `top_logprobs` None asks for none.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -34,25 +41,34 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithms of the model's own distribution, before temperature and cuts."""
+    """Natural logarithms of the model's own distribution, before temperature and cuts.
+
+    None is for a prompt's first token, which nothing predicted.
+    """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
 
 
 class SamplingState:
     """What one request carries from token to token."""
 
-    def __init__(self, settings: SamplingSettings) -> None:
+    def __init__(
+        self, settings: SamplingSettings, *, prompt: Sequence[int] = (), constraint: Constraint | None = None
+    ) -> None:
         self.settings = settings
+        self.constraint = constraint
+        self.seen = set(prompt) if settings.repetition_penalty != 1 else set()
         self.random = random.Random(settings.seed)  # noqa: S311 -- sampling text, nothing secret
         self.counts: Counter[int] = Counter()
         self.logprobs: list[TokenLogprob] = []
 
     def adjust(self, row: torch.Tensor) -> None:
-        """Adds bias and subtracts penalties, in place. `row` has shape [vocabulary]."""
+        """Adds bias, subtracts penalties and masks what a grammar forbids, in place: `row` is [vocabulary]."""
         settings = self.settings
+        if settings.repetition_penalty != 1:
+            _discourage(row, self.seen | self.counts.keys(), settings.repetition_penalty)
         if settings.logit_bias:
             _add(row, dict(settings.logit_bias.items()))
         if self.counts and (settings.presence_penalty or settings.frequency_penalty):
@@ -60,16 +76,26 @@ class SamplingState:
                 token: -settings.presence_penalty - settings.frequency_penalty * count
                 for token, count in self.counts.items()
             })  # fmt: skip
+        if self.constraint is not None:
+            self.constraint.mask(row)
 
     def record(self, token: int, raw: torch.Tensor) -> None:
         """Notes the chosen token; `raw` has the model's scores, shape [vocabulary]."""
         self.counts[token] += 1
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if self.settings.top_logprobs is None:
             return
-        logprobs = torch.log_softmax(raw.float(), dim=-1)
-        best = torch.topk(logprobs, self.settings.top_logprobs)
-        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        self.logprobs.append(TokenLogprob(token, float(logprobs[token]), top))
+        self.logprobs.append(token_logprob(token, raw, self.settings.top_logprobs))
+
+
+def token_logprob(token: int, raw: torch.Tensor, top: int) -> TokenLogprob:
+    """Of a token at a place where the model's scores are `raw`, shape [vocabulary], with the `top` best."""
+    logprobs = torch.log_softmax(raw.float(), dim=-1)
+    best = torch.topk(logprobs, top)
+    return TokenLogprob(
+        token, float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    )
 
 
 class PerRequestSampler(ContinuousBatchingLogitsProcessor):
@@ -137,12 +163,16 @@ def _sample(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
 
 
 def _cut(row: torch.Tensor, settings: SamplingSettings) -> None:
-    """Keeps the `top_k` best, then the fewest of those that hold a share of `top_p`, in place."""
+    """Keeps the `top_k` best, then the fewest of those that hold a share of `top_p`, in place; then those that
+    are at least `min_p` times as likely as the best.
+    """
     if 0 < settings.top_k < row.numel():
         threshold = torch.topk(row, settings.top_k).values[-1]
         row.masked_fill_(row < threshold, float("-inf"))
     if settings.top_p < 1:
         row.masked_fill_(~_nucleus(row, settings.top_p), float("-inf"))
+    if settings.min_p > 0:
+        row.masked_fill_(row < row.max() + math.log(settings.min_p), float("-inf"))
 
 
 def _nucleus(row: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -154,6 +184,16 @@ def _nucleus(row: torch.Tensor, top_p: float) -> torch.Tensor:
         values, tokens = torch.sort(shares, descending=True)
     inside = values.cumsum(dim=-1) - values < top_p
     return torch.zeros_like(row, dtype=torch.bool).index_fill_(0, tokens[inside], True)
+
+
+def _discourage(row: torch.Tensor, seen: set[int], penalty: float) -> None:
+    """Divides the scores of what was there before, or multiplies them where they are negative, in place.
+
+    https://arxiv.org/abs/1909.05858, section 4.1
+    """
+    tokens = torch.tensor(sorted(seen), dtype=torch.long, device=row.device)
+    scores = row[tokens]
+    row[tokens] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
 def _add(row: torch.Tensor, changes: Mapping[int, float]) -> None:

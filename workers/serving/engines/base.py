@@ -17,6 +17,7 @@ from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
 from app.settings import Settings
+from workers.serving.contract.capabilities import EngineContract
 
 # How many requests of full length the key-value cache holds at once. Slots share it, so that many short
 # requests run together without memory for as many long ones.
@@ -32,7 +33,8 @@ class EngineSpec:
     `name` is the registry's key; `requires` maps each top-level module to what installs it. `methods` names the
     quantization methods that it loads on a device: without an entry all of its formats. `options` are the
     deployment options that it takes beyond context length, slots and threads. `runtime_bytes` is what a process
-    of it takes beside weights and cache.
+    of it takes beside weights and cache. `contract` says which requests it takes, and `dialect` is the key of what
+    makes good where its server differs from OpenAI's.
     """
 
     name: str
@@ -42,6 +44,8 @@ class EngineSpec:
     methods: Mapping[Device, frozenset[str]] = field(default_factory=dict)
     options: frozenset[str] = frozenset()
     runtime_bytes: int = 0
+    contract: EngineContract = field(default_factory=EngineContract)
+    dialect: str = "openai"
 
     def view(self) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
 from app.storage.artifacts import gguf_file
+from workers.serving.contract.capabilities import LLAMA_CPP
 from workers.serving.engines.base import (
     API_KEY_VARIABLE,
     Address,
@@ -21,6 +22,7 @@ from workers.serving.engines.base import (
 )
 
 MODULE = "workers.serving.engines.llama_cpp_process"
+INSTALL = "pip install 'bitmill[llama-cpp]'"
 
 
 class LlamaCppEngine(Engine):
@@ -28,9 +30,11 @@ class LlamaCppEngine(Engine):
         name="llama_cpp",
         formats=frozenset({ArtifactFormat.GGUF}),
         devices=frozenset({Device.CPU, Device.GPU}),
-        requires={"xllamacpp": "pip install 'bitmill[llama-cpp]'"},
+        requires={"xllamacpp": INSTALL, "llguidance": INSTALL},
         options=frozenset({"speculation"}),
         runtime_bytes=60 * 1024**2,
+        contract=LLAMA_CPP,
+        dialect="llama_cpp",
     )
     cache_usage_path = "/slots"
 

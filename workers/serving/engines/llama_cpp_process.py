@@ -52,6 +52,8 @@ def parameters(arguments: argparse.Namespace) -> xllamacpp.CommonParams:
     # Prefixes are shared in the cache itself. A second store of them beside it would grow to gigabytes.
     params.cache_ram_mib = 0
     params.use_jinja = True
+    # A conversation that ends with the assistant is answered, not continued.
+    params.prefill_assistant = False
     _speculate(params, arguments)
     return params
 

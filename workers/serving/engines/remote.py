@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from workers.serving.contract.capabilities import REMOTE
 from workers.serving.engines.base import Address, Engine, EngineOptions, EngineSpec, RemoteAddress
 
 
@@ -16,6 +17,7 @@ class RemoteEngine(Engine):
         devices=frozenset(Device),
         requires={},
         options=frozenset({"remote"}),
+        contract=REMOTE,
     )
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> RemoteAddress:

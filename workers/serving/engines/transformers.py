@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
+from workers.serving.contract.capabilities import TRANSFORMERS
 from workers.serving.engines.base import (
     API_KEY_VARIABLE,
     Address,
@@ -30,9 +31,10 @@ class TransformersEngine(Engine):
         name="transformers",
         formats=frozenset({ArtifactFormat.SAFETENSORS}),
         devices=frozenset({Device.CPU, Device.GPU}),
-        requires={"torch": INSTALL, "transformers": INSTALL, "accelerate": INSTALL},
+        requires={"torch": INSTALL, "transformers": INSTALL, "accelerate": INSTALL, "llguidance": INSTALL},
         options=frozenset({"dtype"}),
         runtime_bytes=700 * 1024**2,
+        contract=TRANSFORMERS,
     )
     cache_usage_path = "/cache_usage"
 

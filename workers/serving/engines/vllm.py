@@ -14,6 +14,7 @@ from typing import Any, Final
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from workers.serving.contract.capabilities import VLLM
 from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec
 from workers.serving.engines.vllm_install import MARKER
 from workers.serving.sizing import read_shape
@@ -40,6 +41,7 @@ class VllmEngine(Engine):
         methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4"}},
         options=frozenset({"dtype", "speculation"}),
         runtime_bytes=2 * GIB,
+        contract=VLLM,
     )
     cache_usage_path = "/metrics"
 

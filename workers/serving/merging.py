@@ -30,6 +30,14 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         await asyncio.wait(tasks)
 
 
+async def in_turn(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """As `merged`, but one after the other: each begins when the one before has ended."""
+    for index, stream in enumerate(streams):
+        async with aclosing(stream):
+            async for item in stream:
+                yield index, item
+
+
 async def _pass_on(
     index: int, stream: AsyncGenerator[T, None], queue: asyncio.Queue[tuple[int, T] | Exception | None]
 ) -> None:

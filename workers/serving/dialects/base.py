@@ -1,0 +1,90 @@
+"""The way from the host to an engine's server, and what a dialect may change on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from workers.serving.contract.call import Call
+
+EVENT_END = b"\n\n"
+DONE = b"data: [DONE]\n\n"
+
+Post = Callable[[str, dict[str, Any]], Awaitable[httpx.Response]]
+Get = Callable[[str], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An engine's server. `key` stands for the running engine: what is known of one is forgotten with it.
+
+    `post` returns as soon as the answer begins, and whoever called closes it; a stream is made to tell its usage.
+    Both raise EngineFailed.
+    """
+
+    key: object
+    post: Post
+    get: Get
+
+
+class Dialect:
+    """Passes everything on: for engines that honour the contract by themselves."""
+
+    async def ask(self, upstream: Upstream, call: Call) -> httpx.Response:
+        """The answer, in OpenAI's shape, which the caller closes. Raises BitmillError."""
+        return await upstream.post(call.path, call.body)
+
+
+class EventStream(httpx.AsyncByteStream):
+    """Server-sent events from a generator, as the body of an answer."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for event in self._events:
+            yield event
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+
+
+def streamed(events: AsyncGenerator[bytes, None]) -> httpx.Response:
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=EventStream(events))
+
+
+def whole(value: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, json=value)
+
+
+def event(value: dict[str, Any], *, name: str | None = None) -> bytes:
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + EVENT_END
+
+
+async def objects(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+    """The objects in a stream of events, without the end mark. Raises ValueError where one is not JSON."""
+    rest = b""
+    async with aclosing(answer.aiter_raw()) as chunks:  # type: ignore[type-var]  # a generator, by its name only
+        async for chunk in chunks:
+            *events, rest = (rest + chunk).split(EVENT_END)
+            for each in events:
+                if (value := _data(each)) is not None:
+                    yield value
+    if (value := _data(rest)) is not None:
+        yield value
+
+
+def _data(raw: bytes) -> dict[str, Any] | None:
+    lines = [line.removeprefix(b"data:").strip() for line in raw.split(b"\n") if line.startswith(b"data:")]
+    data = b"\n".join(lines)
+    if data in (b"", b"[DONE]"):
+        return None
+    value = json.loads(data)
+    # llama.cpp begins some streams with a null.
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,220 @@
+"""llama.cpp's server, which ignores fields that it does not know and counts one of several choices.
+
+Seen with xllamacpp 2026.10: `echo`, `best_of` and wrong values are ignored; usage is that of one choice; a stream of
+completions may begin with null and has its usage in the last piece; `top_logprobs` = 0 gives none; /v1/completions
+answers log-probabilities in the shape of chat completions; templates without tools ignore them; answers that must
+call a tool may talk first; streams of JSON break where a character comes in parts; grammars that cannot be followed
+are not followed; and a prompt whose beginning is cached gives other rounding errors, and so other text for the same
+seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import httpx
+
+from app.domain.errors import InvalidParameter, UnsupportedField
+from workers.serving.contract.call import Call, check_logit_bias
+from workers.serving.contract.chat import ChatCompletionRequest
+from workers.serving.contract.completions import CompletionRequest
+from workers.serving.contract.fields import GenerationFields
+from workers.serving.contract.schemas import calls_once, calls_rules, check_grammar, json_rule
+from workers.serving.dialects.base import Dialect, Upstream
+from workers.serving.dialects.choices import Part, ask_streamed, ask_whole
+from workers.serving.dialects.llama_cpp_edits import JsonEdit, TextEdit, chat_edit
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+# Its seeds have 32 bits, of which the last stands for "a random one".
+SEEDS: Final = 2**32 - 1
+DROPPED: Final = frozenset({"best_of", "echo", "max_completion_tokens", "n", "stream_options"})
+OF_CHAT: Final = frozenset(
+    {
+        "chat_template_kwargs",
+        "messages",
+        "parallel_tool_calls",
+        "response_format",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    }
+)
+
+
+class Refused(Exception):
+    """The server refused a question of our own, and the client gets its answer."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        super().__init__(answer.text)
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a running server says of its model."""
+
+    takes_tools: bool
+    takes_calls: bool
+    vocabulary_size: int
+
+
+class LlamaCppDialect(Dialect):
+    def __init__(self) -> None:
+        self._facts: WeakKeyDictionary[object, Facts] = WeakKeyDictionary()
+
+    async def ask(self, upstream: Upstream, call: Call) -> httpx.Response:
+        request = call.request
+        if not isinstance(request, GenerationFields):
+            return await upstream.post(call.path, call.body)
+        await self._check(upstream, request)
+        try:
+            parts = [part async for part in _parts(upstream, call)]
+        except Refused as refused:
+            return refused.answer
+        if _passes_unchanged(call):
+            return await upstream.post(call.path, parts[0].body)
+        ask = ask_streamed if request.stream else ask_whole
+        # Choices that run beside each other change each other's rounding errors.
+        return await ask(upstream, call, parts, in_turn=request.seed is not None)
+
+    async def _check(self, upstream: Upstream, request: GenerationFields) -> None:
+        if request.logit_bias:
+            check_logit_bias(request.logit_bias, (await self._known(upstream)).vocabulary_size)
+        if isinstance(request, ChatCompletionRequest):
+            await self._check_tools(upstream, request)
+
+    async def _check_tools(self, upstream: Upstream, request: ChatCompletionRequest) -> None:
+        why = "this model's chat template has no place for"
+        if request.callable_tools and not (await self._known(upstream)).takes_tools:
+            raise UnsupportedField(
+                f"{why} `tools`; leave them out, or use a model that was trained to call them", param="tools"
+            )
+        history = any(message.tool_calls or message.role == "tool" for message in request.messages)
+        if history and not (await self._known(upstream)).takes_calls:
+            raise UnsupportedField(f"{why} calls and their results; leave them out of `messages`", param="messages")
+        if request.callable_tools and request.json_schema is not None:
+            raise UnsupportedField(
+                "the engine 'llama_cpp' cannot honour `response_format` together with tools that may be called; "
+                "leave one of them out, or serve the model from safetensors",
+                param="response_format",
+            )
+
+    async def _known(self, upstream: Upstream) -> Facts:
+        if upstream.key not in self._facts:
+            capabilities = (await upstream.get("/props"))["chat_template_caps"]
+            models = await upstream.get("/v1/models")
+            self._facts[upstream.key] = Facts(
+                takes_tools=bool(capabilities["supports_tools"]),
+                takes_calls=bool(capabilities["supports_tool_calls"]),
+                vocabulary_size=models["data"][0]["meta"]["n_vocab"],
+            )
+        return self._facts[upstream.key]
+
+
+async def _parts(upstream: Upstream, call: Call) -> AsyncIterator[Part]:
+    request = call.request
+    if isinstance(request, CompletionRequest):
+        async for part in _text_parts(upstream, call, request):
+            yield part
+        return
+    assert isinstance(request, ChatCompletionRequest)  # noqa: S101 -- there is no third kind
+    if request.json_schema is not None or request.must_call:
+        async for part in _json_parts(upstream, call, request):
+            yield part
+        return
+    for choice in range(request.n):
+        yield Part(CHAT, _body(call, request, choice), 0, chat_edit(request))
+
+
+async def _text_parts(upstream: Upstream, call: Call, request: CompletionRequest) -> AsyncIterator[Part]:
+    for number, prompt in enumerate(request.prompts):
+        echoed = await _text(upstream, prompt) if request.echo else ""
+        opening = {"text": echoed, "logprobs": None, "finish_reason": None} if echoed else None
+        for choice in range(request.n):
+            body = {**_body(call, request, choice), "prompt": prompt}
+            yield Part(COMPLETIONS, body, number, TextEdit(request, echoed), opening)
+
+
+async def _json_parts(upstream: Upstream, call: Call, request: ChatCompletionRequest) -> AsyncIterator[Part]:
+    """The conversation as the template writes it, to be continued by the grammar and nothing else."""
+    given = (
+        ("messages", "tools", "chat_template_kwargs")
+        if request.callable_tools
+        else ("messages", "chat_template_kwargs")
+    )
+    question = {name: call.body[name] for name in given if name in call.body}
+    prompt = (await _answer(upstream, "/apply-template", question))["prompt"]
+    grammar = _grammar(request)
+    await asyncio.to_thread(check_grammar, grammar, param="tools" if request.must_call else "response_format")
+    opening = {"delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}
+    for choice in range(request.n):
+        body = _without(_body(call, request, choice), OF_CHAT) | {
+            "prompt": prompt,
+            "grammar": "%llguidance {}\n" + grammar,
+        }
+        if request.logprobs:
+            body["logprobs"] = max(request.top_logprobs or 0, 1)
+        yield Part(COMPLETIONS, body, 0, JsonEdit(request), opening)
+
+
+def _grammar(request: ChatCompletionRequest) -> str:
+    """A list of calls, or an instance of the schema. Which form a model was trained on does not matter here."""
+    if not request.must_call:
+        return f"start: {json_rule(request.json_schema or {})}\n"
+    more = "" if calls_once(request) else '(", " call)*'
+    return f'start: "[" call {more} "]"\n{calls_rules(request)}'
+
+
+def _body(call: Call, request: GenerationFields, choice: int) -> dict[str, Any]:
+    body = _without(call.body, DROPPED)
+    if request.token_limit is not None:
+        body["max_tokens"] = request.token_limit
+    if request.seed is not None:
+        body |= {"seed": (request.seed + choice) % SEEDS, "cache_prompt": False}
+    if isinstance(request, ChatCompletionRequest) and request.logprobs:
+        body["top_logprobs"] = max(request.top_logprobs or 0, 1)
+    if isinstance(request, CompletionRequest) and request.logprobs is not None:
+        body["logprobs"] = max(request.logprobs, 1)
+    return body
+
+
+def _without(body: dict[str, Any], names: frozenset[str] | set[str]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in names}
+
+
+def _passes_unchanged(call: Call) -> bool:
+    """Whether the server's own answer is right as it is, so that its bytes can be passed on."""
+    request = call.request
+    if isinstance(request, ChatCompletionRequest):
+        return not (request.n > 1 or request.logprobs or request.json_schema is not None or request.must_call)
+    assert isinstance(request, CompletionRequest)  # noqa: S101 -- there is no third kind
+    several = request.n * len(request.prompts) > 1
+    return not (several or request.stream or request.echo or request.logprobs is not None)
+
+
+async def _text(upstream: Upstream, prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        text: str = (await _answer(upstream, "/detokenize", {"tokens": prompt}))["content"]
+    except Refused as refused:
+        raise InvalidParameter("`prompt` holds a token that the model does not have", param="prompt") from refused
+    return text
+
+
+async def _answer(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await upstream.post(path, body)
+    try:
+        content = await answer.aread()
+    finally:
+        await answer.aclose()
+    if answer.status_code >= 400:
+        raise Refused(answer)
+    found: dict[str, Any] = json.loads(content)
+    return found
