@@ -9,21 +9,25 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
+from app.domain.errors import BitmillError
 from app.error_handlers import install_error_handlers
 from app.persistence.unit_of_work import Database
 from app.settings import Settings, get_settings
 from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
 from workers.serving import deployments, scrape
-from workers.serving.contract.parsing import REQUESTS
+from workers.serving.contract.parsing import REQUESTS, parse_request, without_nulls
+from workers.serving.contract.responses import ResponsesRequest
 from workers.serving.forwarding import Forwarder, parse_body
 from workers.serving.models import ModelDirectory
 from workers.serving.pool import ModelPool
+from workers.serving.responses import as_response, renamed
 
 
 def create_host(settings: Settings | None = None, *, pool: ModelPool | None = None) -> FastAPI:
@@ -41,6 +45,7 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
     install_error_handlers(app)
     for path in REQUESTS:
         app.add_api_route(path, complete, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/responses", respond, methods=["POST"], response_model=None)
     app.include_router(deployments.router)
     app.add_api_route("/metrics", scrape.metrics, methods=["GET"], response_model=None)
     app.add_api_route("/livez", livez, methods=["GET"])
@@ -73,11 +78,25 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
 
 async def complete(request: Request) -> Response:
     """Every route that an engine answers: they differ only in the path, which the engine knows as well."""
+    return await _complete(request, request.url.path, parse_body(await request.body()))
+
+
+async def respond(request: Request) -> Response:
+    """A response is a chat completion in other words, for every engine alike."""
     body = parse_body(await request.body())
+    parsed = parse_request(ResponsesRequest, body)
+    try:
+        answer = await _complete(request, "/v1/chat/completions", parsed.chat_body(without_nulls(body)))
+    except BitmillError as error:
+        raise renamed(error) from error
+    return answer if answer.status_code == CLIENT_CLOSED_REQUEST else as_response(answer, parsed)
+
+
+async def _complete(request: Request, path: str, body: dict[str, Any]) -> Response:
     model = await run_in_threadpool(request.app.state.models.find, body["model"])
     forwarder: Forwarder = request.app.state.forwarder
     try:
-        return await unless_disconnected(request.receive, forwarder.forward(model, request.url.path, body))
+        return await unless_disconnected(request.receive, forwarder.forward(model, path, body))
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 

@@ -1,4 +1,4 @@
-"""Chat completions and completions: checked here, answered by the serving host, passed through unchanged."""
+"""Routes that models answer: the serving host checks and answers a request, and its answer passes unchanged."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ async def create_completion(request: Request) -> Response:
     if not isinstance(prompt, str | list) or prompt == []:
         raise InvalidParameter(f"`prompt` must be a string or a list{_found(prompt)}", param="prompt")
     return await _relay(request, body["model"], raw)
+
+
+@router.post("/embeddings", response_model=None)
+async def create_embeddings(request: Request) -> Response:
+    raw = await request.body()
+    return await _relay(request, _parse(raw)["model"], raw)
+
+
+@router.post("/responses", response_model=None)
+async def create_response(request: Request) -> Response:
+    raw = await request.body()
+    return await _relay(request, _parse(raw)["model"], raw)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +66,14 @@ def event(value: dict[str, Any], *, name: str | None = None) -> bytes:
     return head + b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + EVENT_END
 
 
-async def objects(answer: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+async def objects(chunks: AsyncIterator[bytes]) -> AsyncGenerator[dict[str, Any], None]:
     """The objects in a stream of events, without the end mark. Raises ValueError where one is not JSON."""
     rest = b""
-    async with aclosing(answer.aiter_raw()) as chunks:  # type: ignore[type-var]  # a generator, by its name only
-        async for chunk in chunks:
-            *events, rest = (rest + chunk).split(EVENT_END)
-            for each in events:
-                if (value := _data(each)) is not None:
-                    yield value
+    async for chunk in chunks:
+        *events, rest = (rest + chunk).split(EVENT_END)
+        for each in events:
+            if (value := _data(each)) is not None:
+                yield value
     if (value := _data(rest)) is not None:
         yield value
 

@@ -123,7 +123,7 @@ async def _pieces(
         if answer.status_code >= 400:
             yield json.loads(await answer.aread())
             return
-        async with aclosing(objects(answer)) as found:
+        async with aclosing(objects(answer.aiter_raw())) as found:
             async for value in found:
                 yield value
     finally:
