@@ -74,7 +74,7 @@ def stream_compressed(
         return Stored(type_name, [(f"{module}.{part}", value) for part, value in parts.items()])
 
     conversion = Conversion(f"quantizing to {type_name}", convert, part_names)
-    entry = configuration(scheme, linears.skipped)
+    entry = configuration(scheme, linears.skipped, fused=linears.fused)
     return stream(source, target, conversion, {**dtype_entry(dtype), "quantization_config": entry}, run)
 
 
@@ -180,8 +180,8 @@ def _stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(stored == 0, torch.finfo(dtype).tiny, stored)
 
 
-def configuration(scheme: QuantizationScheme, ignore: list[str]) -> dict[str, Any]:
-    """The entry `quantization_config` of config.json."""
+def configuration(scheme: QuantizationScheme, ignore: list[str], *, fused: bool = False) -> dict[str, Any]:
+    """The entry `quantization_config` of config.json. `fused` is that of the Linears."""
     config = QuantizationConfig(
         config_groups={"group_0": scheme},
         format=scheme.format.value,
@@ -189,7 +189,7 @@ def configuration(scheme: QuantizationScheme, ignore: list[str]) -> dict[str, An
         ignore=ignore,
     )
     entry: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
-    if not scheme.weights.symmetric:
-        # transformers' other way, which unpacks at the first use, makes no place for packed zero points.
+    if fused or not scheme.weights.symmetric:
+        # transformers' other way, which unpacks at the first use, has no place for packed zero points and experts.
         entry["dequantize"] = True
     return entry

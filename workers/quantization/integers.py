@@ -43,7 +43,9 @@ def quantize_integers(
 
     Without `calibration` each weight is rounded to the nearest step.
     """
-    linears = find_linears(source, skip)
+    # The loader puts together experts that are packed, and knows no zero points of theirs.
+    experts = calibration is None and scheme.weights.symmetric and scheme.weights.num_bits < 8
+    linears = find_linears(source, skip, experts=experts)
     type_name = TYPE_NAMES[scheme.weights.num_bits]
     if calibration is None:
         return stream_compressed(source, target, linears, scheme, type_name, run)
