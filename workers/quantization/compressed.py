@@ -37,6 +37,9 @@ Tensors = dict[str, torch.Tensor]
 # What may stand behind a module's name for each of its tensors.
 PARTS: Final = ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_zero_point", "weight_shape")
 
+# Their scales are stored in the weight's own type, in which they are loaded, and rounding goes by what is stored.
+INTEGER_FORMATS: Final = (CompressionFormat.pack_quantized, CompressionFormat.int_quantized)
+
 
 def scheme(preset: str) -> QuantizationScheme:
     """One of the library's presets, such as FP8_DYNAMIC or W8A8, for all Linear layers."""
@@ -88,7 +91,7 @@ def compress(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> T
     Raises IncompatibleModel when the scheme's groups do not divide its rows.
     """
     require_divisible(module, weight, scheme)
-    if scheme.format == CompressionFormat.pack_quantized:
+    if scheme.format in INTEGER_FORMATS:
         grid = grid_of(weight, scheme, weight.dtype)
         return store_codes(grid.round(weight.float()), grid.scale, grid.zero_point, scheme)
     state = {"weight": weight, **_scales(weight.float(), scheme)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
-from app.storage.checkpoints import CONFIG, Checkpoint, inspect_checkpoint
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from workers.calibration.unpacked import is_compressed, unpacked_bytes
 from workers.evaluation.scorers.safetensors import SafetensorsScorer
 from workers.evaluation.scorers.streamed import StreamedScorer
 from workers.loading import free_memory_bytes
@@ -17,11 +17,13 @@ WORKING_BYTES: Final = 2 * 1024**3
 
 
 def open_artifact(folder: Path) -> SafetensorsScorer:
-    """Quantized checkpoints are opened whole: their libraries know no other way."""
-    is_plain = "quantization_config" not in json.loads((folder / CONFIG).read_text())
-    return open_checkpoint(inspect_checkpoint(folder)) if is_plain else SafetensorsScorer(folder)
+    """Quantized ones are opened whole, since their libraries know no other way; save those that are unpacked then."""
+    checkpoint = inspect_checkpoint(folder, quantized=True)
+    is_whole = "quantization_config" in checkpoint.config and not is_compressed(checkpoint)
+    return SafetensorsScorer(folder) if is_whole else open_checkpoint(checkpoint)
 
 
 def open_checkpoint(checkpoint: Checkpoint) -> SafetensorsScorer:
-    needed = checkpoint.weight_bytes * LOADING_FACTOR + WORKING_BYTES
+    size = unpacked_bytes(checkpoint) if is_compressed(checkpoint) else checkpoint.weight_bytes
+    needed = size * LOADING_FACTOR + WORKING_BYTES
     return SafetensorsScorer(checkpoint.path) if needed <= free_memory_bytes() else StreamedScorer(checkpoint)
