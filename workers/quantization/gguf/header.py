@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gguf import GGUFReader, GGUFValueType
 
-from workers.gguf_safety import VALUE_BYTES
+from workers.gguf_safety import LAYOUTS
 
 ARRAY_HEAD: Final = struct.Struct("<IQ")
 LENGTH: Final = struct.Struct("<Q")
@@ -28,8 +28,8 @@ class HeaderReader(GGUFReader):
             return parts
         kind, count = ARRAY_HEAD.unpack_from(self.data, orig_offs)
         end = orig_offs + ARRAY_HEAD.size
-        if kind in VALUE_BYTES:
-            end += count * VALUE_BYTES[kind]
+        if kind in LAYOUTS:
+            end += count * struct.calcsize(LAYOUTS[kind])
         else:
             for _ in range(count):
                 end += LENGTH.size + LENGTH.unpack_from(self.data, end)[0]
