@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeVar
 import torch
 
 from app.domain.errors import IncompatibleModel
+from workers.quantization.algorithms.clipping import best_bounds, moments_of_groups
 from workers.quantization.algorithms.gptq import round_with_feedback
 from workers.quantization.algorithms.grid import Grid
 from workers.quantization.algorithms.smoothquant import smoothing_factors
@@ -16,6 +17,9 @@ from workers.quantization.linears import Linears
 from workers.quantization.sequential import Outcome, Tensors, replaced
 
 EXAMPLE_ROWS: Final = 8
+# As AWQ does: the bounds tried go down to half of a group's greatest weight.
+CLIPPING_STEPS: Final = 10
+LEAST_BOUND: Final = 0.5
 # Norms multiply by their weight, or by one more than it.
 NORM_OFFSETS: Final = (0.0, 1.0)
 T = TypeVar("T")
@@ -127,12 +131,17 @@ def _is_norm(module: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """How weights are rounded, and how much of the inputs' outliers they take over before (SmoothQuant's strength)."""
+    """How weights are rounded.
+
+    `smoothing` is how much of the inputs' outliers they take over before (SmoothQuant's strength). Groups of
+    `clipped_groups` weights are clipped where that brings the outputs closer.
+    """
 
     algorithm: Literal["rtn", "gptq"]
     damping: float
     largest_first: bool = False
     smoothing: float = 0.0
+    clipped_groups: int | None = None
 
 
 class LayerQuantizer:
@@ -171,12 +180,27 @@ class LayerQuantizer:
         if self.rounding.smoothing and group.norm is not None:
             self._smooth(name, layer, group, matrices, stored, standing_in)
         for short, matrix in matrices.items():
-            grid = self.grid_of(matrix)
+            grid = self._grid(matrix, group.hessian)
             codes = self._round(matrix, group.hessian, grid)
             weight = f"{name}.{short}.weight"
             stored[weight] = codes.to(torch.int8).cpu()
             stored[f"{weight}_scale"], stored[f"{weight}_zero_point"] = grid.scale.cpu(), grid.zero_point.cpu()
             standing_in[weight] = grid.restore(codes).cpu()
+
+    def _grid(self, matrix: torch.Tensor, hessian: torch.Tensor) -> Grid:
+        size = self.rounding.clipped_groups
+        if size is None:
+            return self.grid_of(matrix)
+
+        def round_groups(groups: torch.Tensor) -> torch.Tensor:
+            rows = groups.flatten(1)
+            grid = self.grid_of(rows)
+            return grid.restore(grid.round(rows)).unflatten(1, (-1, size))
+
+        moments = moments_of_groups(hessian, size)
+        bounds = best_bounds(matrix, moments, round_groups, steps=CLIPPING_STEPS, least=LEAST_BOUND)
+        groups = matrix.unflatten(1, (-1, size))
+        return self.grid_of(groups.clamp(-bounds, bounds).flatten(1))
 
     def _smooth(
         self, name: str, layer: Any, group: Inputs, matrices: Tensors, stored: Tensors, standing_in: Tensors

@@ -15,7 +15,7 @@ from tests.fakes.models import tiny_model
 from tests.fakes.run import RecordingRun
 from workers.quantization.algorithms.grid import Grid
 from workers.quantization.calibrated import LayerQuantizer, NormExample, Observer, Rounding
-from workers.quantization.compressed import grid_of, scheme
+from workers.quantization.compressed import grid_of, integer_scheme, scheme
 from workers.quantization.linears import Linears, find_linears
 from workers.quantization.sequential import LayerWalk
 
@@ -137,3 +137,22 @@ def test_a_layers_own_mask_and_rotary_embedding_are_used(tmp_path: Path) -> None
         expected = model.get_decoder()(torch.cat(walker.batches), use_cache=False).last_hidden_state
         found = model.get_decoder().norm(torch.cat(walker._hidden))
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_groups_are_clipped_where_that_brings_the_outputs_closer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 32, generator=generator)
+    inputs = torch.randn(200, 32, generator=generator)
+    four_bits = integer_scheme(4, group_size=16, symmetric=True)
+
+    def output_error(clipped_groups: int | None) -> float:
+        rounding = Rounding(algorithm="rtn", damping=0.01, clipped_groups=clipped_groups)
+        quantizer = LayerQuantizer(
+            rounding, lambda matrix: grid_of(matrix, four_bits, torch.float32), Linears({}, []), {}
+        )
+        hessian = inputs.T @ inputs
+        grid = quantizer._grid(weight, hessian)
+        change = grid.restore(quantizer._round(weight, hessian, grid)) - weight
+        return (inputs @ change.T).square().sum().item()
+
+    assert output_error(16) < 0.9 * output_error(None)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from workers.quantization.algorithms.clipping import best_bounds
+from workers.quantization.algorithms.clipping import best_bounds, moments_of_groups, second_moments
 
 GROUP = 16
 
@@ -39,7 +39,8 @@ def test_many_rows_and_tokens_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch
     weight, inputs = a_layer()
 
     def found() -> torch.Tensor:
-        return best_bounds(weight, inputs, GROUP, lambda groups: (groups * 2).round() / 2, steps=10, least=0.5)
+        moments = second_moments(inputs, GROUP, torch.device("cpu"))
+        return best_bounds(weight, moments, lambda groups: (groups * 2).round() / 2, steps=10, least=0.5)
 
     whole = found()
     monkeypatch.setattr("workers.quantization.algorithms.clipping.ROWS_PER_PASS", 24)
@@ -49,5 +50,12 @@ def test_many_rows_and_tokens_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch
 
 def test_the_type_stays() -> None:
     weight, inputs = a_layer()
-    bounds = best_bounds(weight.bfloat16(), inputs.bfloat16(), GROUP, torch.round, steps=4, least=0.5)
+    moments = second_moments(inputs.bfloat16(), GROUP, torch.device("cpu"))
+    bounds = best_bounds(weight.bfloat16(), moments, torch.round, steps=4, least=0.5)
     assert bounds.dtype is torch.bfloat16
+
+
+def test_the_moments_of_groups_are_blocks_of_those_of_all_columns() -> None:
+    _, inputs = a_layer()
+    moments = moments_of_groups(inputs.T @ inputs, GROUP)
+    assert torch.allclose(moments, second_moments(inputs, GROUP, torch.device("cpu")), rtol=1e-4, atol=1e-3)

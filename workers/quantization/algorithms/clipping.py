@@ -19,26 +19,32 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 
 def best_bounds(
-    weight: torch.Tensor, inputs: torch.Tensor, group_size: int, round_groups: Rounding, *, steps: int, least: float
+    weight: torch.Tensor, moments: torch.Tensor, round_groups: Rounding, *, steps: int, least: float
 ) -> torch.Tensor:
     """The bound of each group's absolute values with the least output error, (out, groups, 1), in the weight's type.
 
-    `weight` is (out, in), `inputs` (tokens, in). `round_groups` quantizes and restores (…, group size). The bounds
-    tried are a group's greatest absolute value times `steps` factors from 1 down to above `least`.
+    `weight` is (out, in), `moments` (groups, group size, group size). `round_groups` quantizes and restores (rows,
+    groups, group size). The bounds tried are a group's greatest absolute value times `steps` factors from 1 down to
+    above `least`.
     """
-    moments = _second_moments(inputs, group_size, weight.device)
-    groups = weight.float().unflatten(1, (-1, group_size))
+    groups = weight.float().unflatten(1, (moments.shape[0], -1))
     found = [_best_of(rows, moments, round_groups, steps, least) for rows in groups.split(ROWS_PER_PASS)]
     return torch.cat(found).to(weight.dtype)
 
 
-def _second_moments(inputs: torch.Tensor, group_size: int, device: torch.device) -> torch.Tensor:
-    """XᵀX of each group, (groups, group size, group size)."""
+def second_moments(inputs: torch.Tensor, group_size: int, device: torch.device) -> torch.Tensor:
+    """XᵀX of each group of the inputs' (tokens, in) columns: (groups, group size, group size), float32."""
     moments = torch.zeros(inputs.shape[1] // group_size, group_size, group_size, device=device)
     for tokens in inputs.split(TOKENS_PER_PASS):
         grouped = tokens.to(device).float().unflatten(1, (-1, group_size)).transpose(0, 1)
         moments += grouped.transpose(1, 2) @ grouped
     return moments
+
+
+def moments_of_groups(hessian: torch.Tensor, group_size: int) -> torch.Tensor:
+    """The same out of the second moments of all columns, (in, in): its blocks on the diagonal."""
+    blocks = hessian.unflatten(0, (-1, group_size)).unflatten(2, (-1, group_size))
+    return blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).contiguous()
 
 
 def _best_of(

@@ -12,7 +12,7 @@ from gptqmodel.quantization.config import FORMAT, AWQConfig
 from app.domain.artifacts import QuantizationReport
 from app.domain.quantization.methods.awq import SPEC, AwqParams
 from app.storage.checkpoints import Checkpoint
-from workers.quantization.algorithms.clipping import best_bounds
+from workers.quantization.algorithms.clipping import best_bounds, second_moments
 from workers.quantization.base import JobRun, Part, QuantizationMethod
 from workers.quantization.packed import quantize_packed, report_packed
 
@@ -49,6 +49,6 @@ def compute_best_clip(
         self._pseudo_quantize_tensor_into(groups, groups)
         return groups
 
-    inputs = input_feat.reshape(-1, input_feat.shape[-1])
+    moments = second_moments(input_feat.reshape(-1, input_feat.shape[-1]), group_size, w.device)
     steps = int(max_shrink * n_grid)
-    return best_bounds(w, inputs, group_size, round_groups, steps=steps, least=1 - steps / n_grid)
+    return best_bounds(w, moments, round_groups, steps=steps, least=1 - steps / n_grid)

@@ -18,6 +18,11 @@ class Int4Method(QuantizationMethod[Int4Params]):
 
     def quantize(self, source: Checkpoint, target: Path, params: Int4Params, run: JobRun) -> QuantizationReport:
         scheme = integer_scheme(4, group_size=params.group_size, symmetric=params.symmetric)
-        rounding = Rounding(algorithm=params.algorithm, damping=params.damping, largest_first=params.activation_order)
+        rounding = Rounding(
+            algorithm=params.algorithm,
+            damping=params.damping,
+            largest_first=params.activation_order,
+            clipped_groups=params.group_size if params.clipping and params.group_size != -1 else None,
+        )
         calibration = params.calibration_wanted()
         return quantize_integers(source, target, scheme, rounding, params.skip_modules, calibration, run)

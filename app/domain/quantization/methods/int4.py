@@ -28,6 +28,10 @@ class Int4Params(MethodParams):
         description="Round the columns with the largest inputs first (gptq). Groups stay as they are, so that it costs "
         "nothing to run.",
     )
+    clipping: bool = Field(
+        default=True,
+        description="Clip the weights of a group where that brings the outputs closer (gptq with groups).",
+    )
     damping: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.01, description="Share of the mean that is added to the Hessian's diagonal (gptq)."
     )
