@@ -43,8 +43,9 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "gptq": {"type": "gptq", "group_size": 64},
     "awq": {"type": "awq", "group_size": 64},
     "fp8": {"type": "fp8"},
+    "int4": {"type": "int4", "group_size": 64, "algorithm": "gptq"},
 }
-CALIBRATED: Final = ("gptq", "awq")
+CALIBRATED: Final = ("gptq", "awq", "int4")
 GGUF: Final[dict[str, Any]] = {"type": "gguf", "quantization": "Q4_K_M"}
 
 

@@ -31,6 +31,8 @@ METHODS: list[dict[str, Any]] = [
     {"type": "fp8", "format": "e5m2", "activations": "none"},
     {"type": "int8"},
     {"type": "int8", "smoothing": 0.5, "algorithm": "gptq"},
+    {"type": "int4", "group_size": 64},
+    {"type": "int4", "group_size": 64, "algorithm": "gptq"},
     {"type": "fp4", "format": "nvfp4"},
     {"type": "fp4", "format": "mxfp4"},
     {"type": "gptq", "bits": 4, "group_size": 64},

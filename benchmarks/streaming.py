@@ -49,6 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fp8": {"type": "fp8"},
     "fp8 e5m2": {"type": "fp8", "format": "e5m2", "activations": "none"},
     "int8 rtn": {"type": "int8"},
+    "int4 rtn": {"type": "int4"},
     "nvfp4": {"type": "fp4", "format": "nvfp4"},
     "mxfp4": {"type": "fp4", "format": "mxfp4"},
     "gguf F16": {"type": "gguf", "quantization": "F16"},

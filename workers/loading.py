@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def free_memory_bytes() -> int:
+    """What a model that is loaded now may take: of the first GPU's memory if there is one, else of the machine's."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def load_causal_lm(folder: Path, dtype: str = "auto") -> Any:

@@ -38,15 +38,16 @@ class Checkpoint:
     weight_bytes: int
 
 
-def inspect_checkpoint(folder: Path) -> Checkpoint:
-    """Reads a checkpoint's configuration and every header, but no weights.
+def inspect_checkpoint(folder: Path, *, quantized: bool = False) -> Checkpoint:
+    """Reads a checkpoint's configuration and every header, but no weights. With `quantized` it may be so.
 
     Raises SourceNotFound (what is missing), PickleCheckpoint, IncompatibleModel (already quantized) or
     CorruptCheckpoint (which file, and which numbers).
     """
     config = _read_config(folder)
     architecture = _architecture(config)
-    _refuse_quantized(folder, config)
+    if not quantized:
+        _refuse_quantized(folder, config)
     files, index = _find_weights(folder)
     tensors = _read_tensors(files)
     _check_index(index, tensors)

@@ -13,6 +13,8 @@ from app.settings import Settings
 from app.storage.checkpoints import CONFIG
 
 GGUF_SUFFIX: Final = ".gguf"
+# To be raised whenever the importers make something else of the same file: it is imported again then.
+IMPORT_VERSION: Final = 2
 
 
 def locate_local(name: ModelName, settings: Settings) -> Path | None:
@@ -69,8 +71,8 @@ def snapshot_folder(repo: str, commit: str, settings: Settings) -> Path:
 
 
 def imported_folder(sha256: str, settings: Settings) -> Path:
-    """Where a single file with a model, an archive or a GGUF file, is unpacked to."""
-    return settings.sources_folder / "files" / sha256
+    """Where a single file with a model, an archive or a GGUF file, is unpacked to by this version of the importers."""
+    return settings.sources_folder / "files" / f"{sha256}-v{IMPORT_VERSION}"
 
 
 def _real(path: Path) -> Path:

@@ -39,6 +39,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "int8-w8a8": {"type": "int8"},
     "int8-smooth": {"type": "int8", "smoothing": 0.5, "calibration": FEW},
     "int8-smooth-gptq": {"type": "int8", "smoothing": 0.8, "algorithm": "gptq", "calibration": FEW},
+    "int4-w4a16": {"type": "int4"},
+    "int4-asymmetric": {"type": "int4", "symmetric": False, "group_size": 32, "skip_modules": ["o_proj"]},
+    "int4-row": {"type": "int4", "group_size": -1},
+    "int4-gptq": {"type": "int4", "algorithm": "gptq", "group_size": 64, "calibration": FEW},
+    "int4-gptq-asymmetric": {
+        "type": "int4",
+        "algorithm": "gptq",
+        "symmetric": False,
+        "activation_order": False,
+        "calibration": FEW,
+    },
     "gptq-4": {"type": "gptq", "group_size": 64, "calibration": FEW},
     "gptq-8-row": {"type": "gptq", "bits": 8, "group_size": -1, "activation_order": True, "calibration": FEW},
     "gptq-mixed": {
@@ -164,7 +175,7 @@ def test_fewer_bits_diverge_more(checkpoint: Checkpoint, shared_settings: Settin
     assert divergence == sorted(divergence)
 
 
-@pytest.mark.parametrize("name", ["bf16", "nf4-dq", "int8", "fp8-block", "fp8-e5m2", "nvfp4"])
+@pytest.mark.parametrize("name", ["bf16", "nf4-dq", "int8", "fp8-block", "fp8-e5m2", "nvfp4", "int4-asymmetric"])
 def test_shards_keep_their_limit_and_have_an_index(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

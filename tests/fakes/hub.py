@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face hub: real HTTP on a loopback port, and a count of what was asked.
 
-It implements what huggingface_hub calls to look a model up and to download its files.
+It implements what huggingface_hub calls to look a model up and to download its files, and what datasets calls to stream
+a data set.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -24,9 +25,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """Serves `folders[repo]` as the branch main at `commit`. `requests` lists `METHOD path`."""
+    """Serves `folders[repo]` and `datasets[repo]` as the branch main at `commit`. `requests` lists `METHOD path`."""
 
     folders: dict[str, Path] = field(default_factory=dict)
+    datasets: dict[str, Path] = field(default_factory=dict)
     commit: str = COMMIT
     token: str | None = None
     gated: set[str] = field(default_factory=set)
@@ -46,13 +48,63 @@ class FakeHub:
                 Route("/api/models/{org}/{name}", self._model),
                 Route("/api/models/{org}/{name}/revision/{revision:path}", self._model),
                 Route(file, self._file, methods=["GET", "HEAD"]),
+                *self._dataset_routes(),
             ]
         )
+
+    def _dataset_routes(self) -> list[Route]:
+        api = "/api/datasets/{org}/{name}"
+        file = "/datasets/{org}/{name}/resolve/{revision}/{file:path}"
+        return [
+            Route(api, self._dataset),
+            Route(api + "/revision/{revision:path}", self._dataset),
+            Route(api + "/paths-info/{revision}", self._paths, methods=["POST"]),
+            Route(api + "/tree/{revision}", self._tree),
+            Route(api + "/tree/{revision}/{path:path}", self._tree),
+            Route(file, self._dataset_file, methods=["GET", "HEAD"]),
+        ]
+
+    def _dataset_folder(self, request: Request) -> Path:
+        return self.datasets[f"{request.path_params['org']}/{request.path_params['name']}"]
+
+    async def _dataset(self, request: Request) -> Response:
+        if refusal := self._refusal(request):
+            return refusal
+        folder = self._dataset_folder(request)
+        siblings = [_sibling(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+        repo = f"{request.path_params['org']}/{request.path_params['name']}"
+        return JSONResponse({"id": repo, "sha": self.commit, "siblings": siblings, "tags": []})
+
+    async def _paths(self, request: Request) -> Response:
+        if refusal := self._refusal(request):
+            return refusal
+        folder = self._dataset_folder(request)
+        wanted = (await request.form()).getlist("paths") or (await request.json())["paths"]
+        return JSONResponse([_entry(folder / str(name), folder) for name in wanted if (folder / str(name)).exists()])
+
+    async def _tree(self, request: Request) -> Response:
+        if refusal := self._refusal(request):
+            return refusal
+        folder = self._dataset_folder(request)
+        start = folder / request.path_params.get("path", "")
+        if not start.is_dir():
+            return _error(404, "EntryNotFound")
+        found = start.rglob("*") if request.query_params.get("recursive", "").lower() == "true" else start.iterdir()
+        return JSONResponse([_entry(path, folder) for path in sorted(found)])
+
+    async def _dataset_file(self, request: Request) -> Response:
+        if refusal := self._refusal(request):
+            return refusal
+        path = self._dataset_folder(request) / request.path_params["file"]
+        if not path.is_file():
+            return _error(404, "EntryNotFound")
+        # It answers requests for a part of the file too, by which data sets are streamed.
+        return FileResponse(path, headers={"X-Repo-Commit": self.commit, "ETag": f'"{_sha1(path)}"'})
 
     def _refusal(self, request: Request) -> Response | None:
         self.requests.append(f"{request.method} {request.url.path}")
         repo = f"{request.path_params['org']}/{request.path_params['name']}"
-        if repo not in self.folders:
+        if repo not in (self.datasets if "/datasets/" in request.url.path else self.folders):
             return _error(401, "RepoNotFound")
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return _error(401, "RepoNotFound")
@@ -93,11 +145,27 @@ def _sibling(path: Path, folder: Path) -> dict[str, object]:
     sibling: dict[str, object] = {
         "rfilename": path.relative_to(folder).as_posix(),
         "size": len(data),
-        "blobId": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+        "blobId": _sha1(path),
     }
     if path.suffix == ".safetensors":
         sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return sibling
+
+
+def _entry(path: Path, folder: Path) -> dict[str, object]:
+    """As the hub's list of a repository's files has it."""
+    name = path.relative_to(folder).as_posix()
+    if path.is_dir():
+        return {
+            "type": "directory",
+            "path": name,
+            "oid": hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(),
+        }
+    return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _sha1(path)}
+
+
+def _sha1(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _content(path: Path, commit: str, *, damaged: bool) -> Response:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.domain.errors import UnsupportedArchitecture
 from app.storage.checkpoints import Checkpoint
+from workers.calibration.unpacked import UnpackedWeights, is_compressed
 
 
 def build_empty(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
@@ -33,7 +34,10 @@ def build_empty(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def open_streamed(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
-    """The model, ready to run on the CPU (or the first GPU) in `dtype`, its weights read as they are needed."""
+    """The model, ready to run on the CPU (or the first GPU) in `dtype`, its weights read as they are needed.
+
+    `source` is a plain checkpoint, or one in the compressed-tensors format.
+    """
     model = build_empty(source, dtype)
     model.tie_weights()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,6 +45,8 @@ def open_streamed(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any
     _require_all(model, weights)
     attach_align_device_hook(model, execution_device=device, offload=True, weights_map=weights)
     model.bitmill_weights = weights
+    if isinstance(weights, UnpackedWeights):
+        weights.round_inputs(model)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
@@ -49,7 +55,8 @@ def open_streamed(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Any
 
 def _require_all(model: Any, weights: OffloadedWeightsLoader) -> None:
     """transformers keeps the weights of some architectures, such as experts, in other shapes than files have."""
-    missing = [name for name, _ in model.named_parameters() if name not in weights]
+    known = set(weights)  # to ask the mapping itself would read the weight
+    missing = [name for name, _ in model.named_parameters() if name not in known]
     if missing:
         raise UnsupportedArchitecture(
             f"{missing[0]} of a {type(model).__name__} is not stored under that name, so that its weights cannot be "
@@ -74,4 +81,4 @@ def _weights_of(source: Checkpoint, model: Any, dtype: torch.dtype) -> Offloaded
     for name, stored in getattr(model, "all_tied_weights_keys", {}).items():
         if name not in index and stored in index:
             index[name] = index[stored]
-    return OffloadedWeightsLoader(index=index)
+    return UnpackedWeights(source, index, dtype) if is_compressed(source) else OffloadedWeightsLoader(index=index)

@@ -84,9 +84,10 @@ def _from_hub(dataset: str, source: HubDataset, settings: Settings) -> list[Docu
 
     try:
         # The library tries again and again for half a minute; this asks once, and says what is wrong.
-        api = HfApi(endpoint=settings.hub_endpoint, token=settings.hub_token or False)
+        token = settings.hub_token or False
+        api = HfApi(endpoint=settings.hub_endpoint, token=token)
         api.dataset_info(source.path, timeout=settings.hub_timeout_seconds)
-        records = load_dataset(source.path, source.name, split=source.split, streaming=True)
+        records = load_dataset(source.path, source.name, split=source.split, streaming=True, token=token)
         return _within_limit(source.read(record) for record in records.take(STREAMED_DOCUMENTS))
     # Both libraries raise their own and the HTTP library's errors, which share no other base.
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:

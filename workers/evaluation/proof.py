@@ -74,9 +74,9 @@ def open_scorer(artifact: Path, format_: ArtifactFormat, context_length: int) ->
         if found is None:
             raise QualityGateFailed("the artifact's folder holds no GGUF file; submit the job again")
         return GgufScorer(found, context_length)
-    from workers.evaluation.scorers.safetensors import SafetensorsScorer
+    from workers.evaluation.scorers.opening import open_artifact
 
-    return SafetensorsScorer(artifact)
+    return open_artifact(artifact)
 
 
 def _part(report: Report, start: float, end: float) -> Report:
@@ -118,10 +118,11 @@ def _measure(scorer: Scorer, sample: Sample, reference: Reference, text: str, re
     nll: list[Floats] = []
     divergence: list[Floats] = []
     agreement: list[Floats] = []
-    for number, window in enumerate(sample.windows):
+    positions, _ = scored(sample.windows[0])
+    for number, logits in enumerate(scorer.each_logits(sample.windows, positions)):
         report(number / len(sample.windows), "measuring the artifact")
-        positions, targets = scored(window)
-        log_probs = log_softmax(scorer.logits(window, positions))
+        _, targets = scored(sample.windows[number])
+        log_probs = log_softmax(logits)
         original = reference.log_probs(number)
         nll.append(negative_log_likelihood(log_probs, targets))
         divergence.append(kl_divergence(original, log_probs))

@@ -14,7 +14,7 @@ import numpy as np
 from app.storage.checkpoints import Checkpoint
 from workers.evaluation.metrics import Floats, PackedLogProbs, log_softmax, negative_log_likelihood
 from workers.evaluation.sample import GENERATED_TOKENS, Sample
-from workers.evaluation.scorers.safetensors import SafetensorsScorer
+from workers.evaluation.scorers.opening import open_checkpoint
 from workers.evaluation.windows import scored
 from workers.stages import StageStore
 
@@ -55,11 +55,12 @@ def _recipe(fingerprint: str, sample: Sample) -> dict[str, Any]:
 def _compute(checkpoint: Checkpoint, sample: Sample, report: Report, folder: Path) -> None:
     likelihoods = []
     report(0.0, "loading the original")
-    with SafetensorsScorer(checkpoint.path) as scorer:
-        for number, window in enumerate(sample.windows):
+    with open_checkpoint(checkpoint) as scorer:
+        positions, _ = scored(sample.windows[0])
+        for number, logits in enumerate(scorer.each_logits(sample.windows, positions)):
             report(number / len(sample.windows), "measuring the original")
-            positions, targets = scored(window)
-            log_probs = log_softmax(scorer.logits(window, positions))
+            _, targets = scored(sample.windows[number])
+            log_probs = log_softmax(logits)
             likelihoods.append(negative_log_likelihood(log_probs, targets))
             packed = PackedLogProbs.pack(log_probs)
             np.savez(folder / f"{number}.npz", codes=packed.codes, lowest=packed.lowest, step=packed.step)

@@ -11,18 +11,23 @@ from typing import Any, Final
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.format import infer_module_format
+from compressed_tensors.compressors.pack_quantized import pack_to_int32
+from compressed_tensors.config import CompressionFormat
 from compressed_tensors.quantization import (
+    QuantizationArgs,
     QuantizationConfig,
     QuantizationScheme,
     QuantizationStatus,
     QuantizationStrategy,
+    QuantizationType,
     preset_name_to_scheme,
 )
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from compressed_tensors.quantization.utils import calculate_qparams, calculate_range, generate_gparam
 
 from app.domain.artifacts import QuantizationReport
 from app.domain.errors import IncompatibleModel
 from app.storage.checkpoints import Checkpoint
+from workers.quantization.algorithms.grid import Grid
 from workers.quantization.base import JobRun
 from workers.quantization.linears import Linears
 from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, model_dtype, stream
@@ -32,12 +37,30 @@ Tensors = dict[str, torch.Tensor]
 # What may stand behind a module's name for each of its tensors.
 PARTS: Final = ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_zero_point", "weight_shape")
 
+# Their scales are stored in the weight's own type, in which they are loaded, and rounding goes by what is stored.
+INTEGER_FORMATS: Final = (CompressionFormat.pack_quantized, CompressionFormat.int_quantized)
+
 
 def scheme(preset: str) -> QuantizationScheme:
     """One of the library's presets, such as FP8_DYNAMIC or W8A8, for all Linear layers."""
-    found = preset_name_to_scheme(preset, ["Linear"])
-    found.format = infer_module_format(torch.nn.Linear, found)
-    return found
+    return _with_format(preset_name_to_scheme(preset, ["Linear"]))
+
+
+def integer_scheme(bits: int, *, group_size: int, symmetric: bool) -> QuantizationScheme:
+    """Integer weights alone; a group size of -1 takes whole rows."""
+    weights = QuantizationArgs(
+        num_bits=bits,
+        type=QuantizationType.INT,
+        strategy=QuantizationStrategy.CHANNEL if group_size == -1 else QuantizationStrategy.GROUP,
+        group_size=None if group_size == -1 else group_size,
+        symmetric=symmetric,
+    )
+    return _with_format(QuantizationScheme(targets=["Linear"], weights=weights))
+
+
+def _with_format(scheme: QuantizationScheme) -> QuantizationScheme:
+    scheme.format = infer_module_format(torch.nn.Linear, scheme)
+    return scheme
 
 
 def stream_compressed(
@@ -54,7 +77,7 @@ def stream_compressed(
         return Stored(type_name, [(f"{module}.{part}", value) for part, value in parts.items()])
 
     conversion = Conversion(f"quantizing to {type_name}", convert, part_names)
-    entry = configuration(scheme, linears.skipped)
+    entry = configuration(scheme, linears.skipped, fused=linears.fused)
     return stream(source, target, conversion, {**dtype_entry(dtype), "quantization_config": entry}, run)
 
 
@@ -67,7 +90,10 @@ def compress(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> T
 
     Raises IncompatibleModel when the scheme's groups do not divide its rows.
     """
-    _require_divisible(module, weight, scheme)
+    require_divisible(module, weight, scheme)
+    if scheme.format in INTEGER_FORMATS:
+        grid = grid_of(weight, scheme, weight.dtype)
+        return store_codes(grid.round(weight.float()), grid.scale, grid.zero_point, scheme)
     state = {"weight": weight, **_scales(weight.float(), scheme)}
     compressor = BaseCompressor.get_value_from_registry(scheme.format.value)
     tensors: Tensors = compressor.compress(state, scheme)
@@ -78,7 +104,7 @@ def _without_gradient(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous()
 
 
-def _require_divisible(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> None:
+def require_divisible(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> None:
     group = scheme.weights.group_size
     if group is not None and group > 0 and weight.shape[-1] % group:
         raise IncompatibleModel(
@@ -95,10 +121,8 @@ def _scales(weight: torch.Tensor, scheme: QuantizationScheme) -> Tensors:
     state: Tensors = {}
     if arguments.strategy == QuantizationStrategy.TENSOR_GROUP:
         state["weight_global_scale"] = generate_gparam(weight.min(), weight.max())
-    scale, zero_point = calculate_qparams(low, high, arguments, global_scale=state.get("weight_global_scale"))
+    scale, _ = calculate_qparams(low, high, arguments, global_scale=state.get("weight_global_scale"))
     state["weight_scale"] = scale
-    if not arguments.symmetric:
-        state["weight_zero_point"] = zero_point
     return state
 
 
@@ -124,8 +148,43 @@ def _blocks(weight: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(weight, padding).reshape(rows, height, columns, width)
 
 
-def configuration(scheme: QuantizationScheme, ignore: list[str]) -> dict[str, Any]:
-    """The entry `quantization_config` of config.json."""
+def grid_of(weight: torch.Tensor, scheme: QuantizationScheme, dtype: torch.dtype) -> Grid:
+    """The values that an integer scheme lets a weight (out, in) take, with scales as they are stored in `dtype`."""
+    low, high = _extremes(weight.float(), scheme.weights)
+    scale, zero_point = calculate_qparams(low, high, scheme.weights)
+    lowest, highest = calculate_range(scheme.weights, weight.device)
+    return Grid(_stored_scale(scale, dtype), zero_point.to(torch.int8), int(lowest), int(highest))
+
+
+def store_codes(
+    codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, scheme: QuantizationScheme
+) -> Tensors:
+    """The tensors, by their local names, that stand for a Linear's integer codes (out, in).
+
+    `scale` and `zero_point` are (out, groups); a symmetric scheme stores no zero points. With 8 bits the codes are
+    stored as they are; with fewer they are packed into 32-bit words, along the rows, zero points along the columns.
+    """
+    codes, arguments = codes.to(torch.int8), scheme.weights
+    if scheme.format == CompressionFormat.int_quantized:
+        return {"weight": codes, "weight_scale": scale}
+    packed = {
+        "weight_packed": pack_to_int32(codes, arguments.num_bits),
+        "weight_scale": scale,
+        "weight_shape": torch.tensor(codes.shape),
+    }
+    if not arguments.symmetric:
+        packed["weight_zero_point"] = pack_to_int32(zero_point.to(torch.int8), arguments.num_bits, packed_dim=0)
+    return packed
+
+
+def _stored_scale(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    stored = scale.to(dtype)
+    # What is too small for the type would be divided by all the same.
+    return torch.where(stored == 0, torch.finfo(dtype).tiny, stored)
+
+
+def configuration(scheme: QuantizationScheme, ignore: list[str], *, fused: bool = False) -> dict[str, Any]:
+    """The entry `quantization_config` of config.json. `fused` is that of the Linears."""
     config = QuantizationConfig(
         config_groups={"group_0": scheme},
         format=scheme.format.value,
@@ -133,4 +192,7 @@ def configuration(scheme: QuantizationScheme, ignore: list[str]) -> dict[str, An
         ignore=ignore,
     )
     entry: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    if fused or not scheme.weights.symmetric:
+        # transformers' other way, which unpacks at the first use, has no place for packed zero points and experts.
+        entry["dequantize"] = True
     return entry

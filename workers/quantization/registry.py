@@ -14,6 +14,7 @@ REGISTRY: Final[dict[str, str]] = {
     "fp8": "workers.quantization.methods.fp8:Fp8Method",
     "fp4": "workers.quantization.methods.fp4:Fp4Method",
     "int8": "workers.quantization.methods.int8:Int8Method",
+    "int4": "workers.quantization.methods.int4:Int4Method",
     "gptq": "workers.quantization.methods.gptq:GptqMethod",
     "awq": "workers.quantization.methods.awq:AwqMethod",
     "autoround": "workers.quantization.methods.autoround:AutoRoundMethod",

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidParameter, UnknownMethod
-from app.domain.quantization.methods import autoround, awq, bitsandbytes, fp4, fp8, gguf, gptq, hqq, int8, none
+from app.domain.quantization.methods import autoround, awq, bitsandbytes, fp4, fp8, gguf, gptq, hqq, int4, int8, none
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 CATALOG: Final[dict[str, MethodSpec]] = {
@@ -16,6 +16,7 @@ CATALOG: Final[dict[str, MethodSpec]] = {
     "fp8": fp8.SPEC,
     "fp4": fp4.SPEC,
     "int8": int8.SPEC,
+    "int4": int4.SPEC,
     "gptq": gptq.SPEC,
     "awq": awq.SPEC,
     "autoround": autoround.SPEC,

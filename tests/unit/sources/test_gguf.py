@@ -19,6 +19,7 @@ from app.domain.errors import (
     UnsupportedArchitecture,
 )
 from app.settings import Settings
+from app.storage.checkpoints import inspect_checkpoint
 from app.storage.sources import imported_folder
 from tests.fakes.checkpoints import CHAT_TEMPLATE, EOS, TEXT, tiny_llama
 from tests.fakes.gguf import convert_tiny, write_metadata
@@ -123,6 +124,17 @@ def test_the_same_content_is_unpacked_once(
     (tmp_path / "b.gguf").write_bytes((tmp_path / "a.gguf").read_bytes())
     assert import_gguf(tmp_path / "b.gguf", settings, quiet) == first
     assert first.parent == imported_folder("x", settings).parent
+
+
+def test_a_changed_importer_imports_again(
+    original: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = convert_tiny(original, tmp_path / "a.gguf", monkeypatch)
+    first = import_gguf(gguf, settings, quiet)
+    monkeypatch.setattr("app.storage.sources.IMPORT_VERSION", 1000)
+    second = import_gguf(gguf, settings, quiet)
+    assert second != first
+    assert inspect_checkpoint(second).tensors.keys() == inspect_checkpoint(first).tensors.keys()
 
 
 def test_a_gguf_under_the_roots_is_a_source_by_file_and_by_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ Tokens = npt.NDArray[np.int64]
 class Scorer(Protocol):
     def logits(self, window: Tokens, positions: slice) -> Logits:
         """Logits (len(positions), vocabulary) that follow each of these positions of the window."""
+
+    def each_logits(self, windows: Sequence[Tokens], positions: slice) -> Iterator[Logits]:
+        """The same for each of several windows of one length, in turn; as few of them in memory as may be."""
 
     def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:
         """Greedy continuation, without the stop token that ended it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +63,9 @@ class GgufScorer:
         wanted = range(*positions.indices(len(window)))
         self._decode(window, 0, wanted)
         return np.stack([self._logits_at(position) for position in wanted])
+
+    def each_logits(self, windows: Sequence[Tokens], positions: slice) -> Iterator[Logits]:
+        return (self.logits(window, positions) for window in windows)
 
     def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:
         self._forget()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +25,11 @@ class SafetensorsScorer:
 
     def __enter__(self) -> SafetensorsScorer:
         self._device = default_device()
-        self._model = load_causal_lm(self.folder)
+        self._model = self._load()
         return self
+
+    def _load(self) -> Any:
+        return load_causal_lm(self.folder)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -33,12 +38,18 @@ class SafetensorsScorer:
 
     @torch.inference_mode()
     def logits(self, window: Tokens, positions: slice) -> Logits:
-        ids = torch.from_numpy(window)[None].to(self._device)
-        # Logits of the second half only: those of the whole window are twice the memory.
-        hidden = torch.arange(len(window), device=self._device)[positions]
-        logits = self._model(ids, logits_to_keep=hidden, use_cache=False).logits[0]
-        array: Logits = logits.float().cpu().numpy()
+        array: Logits = self._logits(torch.from_numpy(window)[None], positions)[0].float().cpu().numpy()
         return array
+
+    def each_logits(self, windows: Sequence[Tokens], positions: slice) -> Iterator[Logits]:
+        return (self.logits(window, positions) for window in windows)
+
+    def _logits(self, ids: torch.Tensor, positions: slice) -> torch.Tensor:
+        """(windows, positions, vocabulary)."""
+        # Logits of the second half only: those of the whole window are twice the memory.
+        kept = torch.arange(ids.shape[1], device=self._device)[positions]
+        logits: torch.Tensor = self._model(ids.to(self._device), logits_to_keep=kept, use_cache=False).logits
+        return logits
 
     @torch.inference_mode()
     def generate(self, prompt: Tokens, max_tokens: int, stop: frozenset[int]) -> list[int]:

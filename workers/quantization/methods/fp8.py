@@ -25,7 +25,9 @@ class Fp8Method(QuantizationMethod[Fp8Params]):
     spec = SPEC
 
     def quantize(self, source: Checkpoint, target: Path, params: Fp8Params, run: JobRun) -> QuantizationReport:
-        linears = find_linears(source, params.skip_modules)
+        # Scales of blocks are not what the loader puts experts together by.
+        experts = params.format == "e4m3" and params.granularity == "channel"
+        linears = find_linears(source, params.skip_modules, experts=experts)
         if params.format == "e5m2":
             return _stream_e5m2(source, target, linears, run)
         return stream_compressed(source, target, linears, _scheme(params), "F8_E4M3", run)

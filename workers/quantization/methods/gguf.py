@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.artifacts import QuantizationReport
@@ -22,6 +22,7 @@ from workers.quantization.base import JobRun, Part, QuantizationMethod
 from workers.quantization.gguf.converter import FILE_TYPES, convert, native_type
 from workers.quantization.gguf.external import convert_externally
 from workers.quantization.gguf.families import FAMILIES
+from workers.quantization.gguf.header import HeaderReader
 from workers.quantization.gguf.importance import FILE, compute_importance
 from workers.quantization.gguf.importance_files import Importance, read_importance
 from workers.quantization.gguf.llama_quantize import Recipe, quantize_file
@@ -63,7 +64,7 @@ def _write(source: Checkpoint, final: Path, params: GgufParams, run: JobRun) -> 
 def recipe_of(params: GgufParams, converted: Path) -> Recipe:
     """The parameters in terms of the converted file's tensors. Raises InvalidParameter."""
     # llama.cpp quantizes matrices only, and leaves vectors as they are.
-    matrices = (tensor.name for tensor in GGUFReader(converted).tensors if len(tensor.shape) > 1)
+    matrices = (tensor.name for tensor in HeaderReader(converted).tensors if len(tensor.shape) > 1)
     chosen = match_tensors(params.tensor_types, matrices)
     return Recipe(params.quantization, params.output_type, params.embedding_type, chosen)
 
@@ -121,7 +122,7 @@ def importance_of(source: Checkpoint, converted: Path, calibration: CalibrationS
 
 def names_in(converted: Path) -> TensorNameMap:
     """From transformers' tensor names to those of a GGUF file. Raises UnsupportedArchitecture."""
-    fields = GGUFReader(converted).fields
+    fields = HeaderReader(converted).fields
     name = str(fields["general.architecture"].contents())
     known = {text: arch for arch, text in MODEL_ARCH_NAMES.items()}
     if name not in known:
@@ -135,7 +136,7 @@ def names_in(converted: Path) -> TensorNameMap:
 
 def read_report(files: list[Path]) -> QuantizationReport:
     """Counts what a model's files really hold: llama.cpp falls back where a type does not fit."""
-    tensors = [tensor for file in files for tensor in GGUFReader(file).tensors]
+    tensors = [tensor for file in files for tensor in HeaderReader(file).tensors]
     return QuantizationReport(
         tensor_types=dict(Counter(tensor.tensor_type.name for tensor in tensors)),
         parameter_count=sum(int(tensor.n_elements) for tensor in tensors),

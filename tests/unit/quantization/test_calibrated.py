@@ -9,12 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from app.domain.quantization.calibration import CalibrationParams
-from app.domain.quantization.methods.int8 import Int8Params
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama
 from tests.fakes.models import tiny_model
 from tests.fakes.run import RecordingRun
-from workers.quantization.calibrated_int8 import LayerQuantizer, NormExample, Observer
+from workers.quantization.algorithms.grid import Grid
+from workers.quantization.calibrated import LayerQuantizer, NormExample, Observer, Rounding
+from workers.quantization.compressed import grid_of, integer_scheme, scheme
 from workers.quantization.linears import Linears, find_linears
 from workers.quantization.sequential import LayerWalk
 
@@ -26,9 +27,13 @@ def source(tmp_path: Path) -> Checkpoint:
     return inspect_checkpoint(tiny_llama(tmp_path / "tiny", dtype="float32", layers=3))
 
 
-def walk(source: Checkpoint, run: RecordingRun, params: Int8Params) -> list[Path]:
+def eight_bits(weight: torch.Tensor) -> Grid:
+    return grid_of(weight, scheme("W8A8"), torch.float32)
+
+
+def walk(source: Checkpoint, run: RecordingRun, rounding: Rounding) -> list[Path]:
     walker = LayerWalk(source, run.calibration(FEW, run.report), run, run.checkpoints / "layers")
-    return walker.walk(LayerQuantizer(params, find_linears(source, params.skip_modules), walker.weights))
+    return walker.walk(LayerQuantizer(rounding, eight_bits, find_linears(source), walker.weights))
 
 
 def observed(source: Checkpoint, wanted: set[str], tmp_path: Path) -> list[tuple[str | None, list[str]]]:
@@ -63,8 +68,8 @@ def test_a_norm_that_feeds_an_unquantized_layer_is_not_folded(source: Checkpoint
 
 
 def test_a_new_attempt_goes_on_after_the_last_finished_layer(source: Checkpoint, tmp_path: Path) -> None:
-    params = Int8Params(algorithm="gptq", smoothing=0.5)
-    whole = walk(source, RecordingRun(source, tmp_path / "whole"), params)
+    rounding = Rounding(algorithm="gptq", damping=0.01, smoothing=0.5)
+    whole = walk(source, RecordingRun(source, tmp_path / "whole"), rounding)
 
     class Interrupted(RecordingRun):
         def report(self, fraction: float, stage: str) -> None:
@@ -73,9 +78,9 @@ def test_a_new_attempt_goes_on_after_the_last_finished_layer(source: Checkpoint,
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        walk(source, Interrupted(source, tmp_path / "parts"), params)
+        walk(source, Interrupted(source, tmp_path / "parts"), rounding)
     second = RecordingRun(source, tmp_path / "parts")
-    resumed = walk(source, second, params)
+    resumed = walk(source, second, rounding)
     assert [stage for _, stage in second.reports if stage.startswith("quantizing")] == ["quantizing layer 3 of 3"]
     for ours, theirs in zip(resumed, whole, strict=True):
         assert ours.read_bytes() == theirs.read_bytes()
@@ -97,7 +102,8 @@ def test_a_norm_is_folded_only_where_that_divides_its_output(norm: torch.nn.Modu
     given, factors = torch.randn(4, 8), torch.rand(8) + 0.5
     with torch.inference_mode():
         example = NormExample("norm", given, norm(given))
-        folded = LayerQuantizer(Int8Params(), Linears({}, []), weights)._fold(norm, "weight", example, factors)
+        quantizer = LayerQuantizer(Rounding(algorithm="rtn", damping=0.01), eight_bits, Linears({}, []), weights)
+        folded = quantizer._fold(norm, "weight", example, factors)
         assert (folded is not None) == folds
         if folded is not None:
             norm.weight.copy_(folded)
@@ -131,3 +137,22 @@ def test_a_layers_own_mask_and_rotary_embedding_are_used(tmp_path: Path) -> None
         expected = model.get_decoder()(torch.cat(walker.batches), use_cache=False).last_hidden_state
         found = model.get_decoder().norm(torch.cat(walker._hidden))
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_groups_are_clipped_where_that_brings_the_outputs_closer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 32, generator=generator)
+    inputs = torch.randn(200, 32, generator=generator)
+    four_bits = integer_scheme(4, group_size=16, symmetric=True)
+
+    def output_error(clipped_groups: int | None) -> float:
+        rounding = Rounding(algorithm="rtn", damping=0.01, clipped_groups=clipped_groups)
+        quantizer = LayerQuantizer(
+            rounding, lambda matrix: grid_of(matrix, four_bits, torch.float32), Linears({}, []), {}
+        )
+        hessian = inputs.T @ inputs
+        grid = quantizer._grid(weight, hessian)
+        change = grid.restore(quantizer._round(weight, hessian, grid)) - weight
+        return (inputs @ change.T).square().sum().item()
+
+    assert output_error(16) < 0.9 * output_error(None)

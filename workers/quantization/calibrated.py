@@ -1,22 +1,25 @@
-"""INT8 weights that were calibrated: SmoothQuant's scaling, then GPTQ's rounding, layer by layer."""
+"""Integer weights that were calibrated: SmoothQuant's scaling, then GPTQ's rounding, layer by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 
 from app.domain.errors import IncompatibleModel
-from app.domain.quantization.methods.int8 import Int8Params
+from workers.quantization.algorithms.clipping import best_bounds, moments_of_groups
 from workers.quantization.algorithms.gptq import round_with_feedback
+from workers.quantization.algorithms.grid import Grid
 from workers.quantization.algorithms.smoothquant import smoothing_factors
 from workers.quantization.linears import Linears
 from workers.quantization.sequential import Outcome, Tensors, replaced
 
-LIMIT: Final = 127
 EXAMPLE_ROWS: Final = 8
+# As AWQ does: the bounds tried go down to half of a group's greatest weight.
+CLIPPING_STEPS: Final = 10
+LEAST_BOUND: Final = 0.5
 # Norms multiply by their weight, or by one more than it.
 NORM_OFFSETS: Final = (0.0, 1.0)
 T = TypeVar("T")
@@ -126,11 +129,32 @@ def _is_norm(module: Any) -> bool:
     return type(module).__name__.endswith("Norm") and isinstance(weight, torch.Tensor) and weight.dim() == 1
 
 
-class LayerQuantizer:
-    """Called by LayerWalk for each layer. `weights` gives a tensor of the original by its full name."""
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """How weights are rounded.
 
-    def __init__(self, params: Int8Params, linears: Linears, weights: Any) -> None:
-        self.params = params
+    `smoothing` is how much of the inputs' outliers they take over before (SmoothQuant's strength). Groups of
+    `clipped_groups` weights are clipped where that brings the outputs closer.
+    """
+
+    algorithm: Literal["rtn", "gptq"]
+    damping: float
+    largest_first: bool = False
+    smoothing: float = 0.0
+    clipped_groups: int | None = None
+
+
+class LayerQuantizer:
+    """Called by LayerWalk for each layer; a Linear becomes codes (int8), scales and zero points.
+
+    `grid_of` gives the values that a weight (out, in) may take, `weights` a tensor of the original by its full name.
+    """
+
+    def __init__(
+        self, rounding: Rounding, grid_of: Callable[[torch.Tensor], Grid], linears: Linears, weights: Any
+    ) -> None:
+        self.rounding = rounding
+        self.grid_of = grid_of
         self.linears = linears
         self.weights = weights
 
@@ -153,14 +177,30 @@ class LayerQuantizer:
                 param="model",
             )
         matrices = {short: self.weights[f"{name}.{short}.weight"].to(group.device) for short in group.linears}
-        if self.params.smoothing and group.norm is not None:
+        if self.rounding.smoothing and group.norm is not None:
             self._smooth(name, layer, group, matrices, stored, standing_in)
         for short, matrix in matrices.items():
-            scale = matrix.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / LIMIT
-            codes = self._round(matrix, group.hessian, scale)
-            stored[f"{name}.{short}.weight"] = codes.to(torch.int8).cpu()
-            stored[f"{name}.{short}.weight_scale"] = scale.cpu()
-            standing_in[f"{name}.{short}.weight"] = (codes * scale).cpu()
+            grid = self._grid(matrix, group.hessian)
+            codes = self._round(matrix, group.hessian, grid)
+            weight = f"{name}.{short}.weight"
+            stored[weight] = codes.to(torch.int8).cpu()
+            stored[f"{weight}_scale"], stored[f"{weight}_zero_point"] = grid.scale.cpu(), grid.zero_point.cpu()
+            standing_in[weight] = grid.restore(codes).cpu()
+
+    def _grid(self, matrix: torch.Tensor, hessian: torch.Tensor) -> Grid:
+        size = self.rounding.clipped_groups
+        if size is None:
+            return self.grid_of(matrix)
+
+        def round_groups(groups: torch.Tensor) -> torch.Tensor:
+            rows = groups.flatten(1)
+            grid = self.grid_of(rows)
+            return grid.restore(grid.round(rows)).unflatten(1, (-1, size))
+
+        moments = moments_of_groups(hessian, size)
+        bounds = best_bounds(matrix, moments, round_groups, steps=CLIPPING_STEPS, least=LEAST_BOUND)
+        groups = matrix.unflatten(1, (-1, size))
+        return self.grid_of(groups.clamp(-bounds, bounds).flatten(1))
 
     def _smooth(
         self, name: str, layer: Any, group: Inputs, matrices: Tensors, stored: Tensors, standing_in: Tensors
@@ -171,7 +211,7 @@ class LayerQuantizer:
         """
         assert group.norm is not None  # noqa: S101 -- the caller has looked
         columns = torch.stack([matrix.abs().amax(dim=0) for matrix in matrices.values()]).amax(dim=0)
-        factors = smoothing_factors(group.largest, columns, self.params.smoothing)
+        factors = smoothing_factors(group.largest, columns, self.rounding.smoothing)
         weight = f"{name}.{group.norm.name}.weight"
         folded = self._fold(layer.get_submodule(group.norm.name), weight, group.norm, factors)
         if folded is None:
@@ -192,7 +232,9 @@ class LayerQuantizer:
                 return folded
         return None
 
-    def _round(self, matrix: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        if self.params.algorithm == "rtn":
-            return (matrix / scale).round().clamp(-LIMIT, LIMIT)
-        return round_with_feedback(matrix, hessian, scale, limit=LIMIT, damping=self.params.damping)
+    def _round(self, matrix: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
+        if self.rounding.algorithm == "rtn":
+            return grid.round(matrix)
+        return round_with_feedback(
+            matrix, hessian, grid, damping=self.rounding.damping, largest_first=self.rounding.largest_first
+        )
