@@ -48,7 +48,8 @@ def models(rows: list[Json]) -> Table:
 
 
 def deployments(rows: list[Json]) -> Table:
-    table = Table(Column("model", overflow="fold"), "state", "engine", "memory", "slots in use", "requests", "last used", "pinned")
+    named = Column("model", overflow="fold")
+    table = Table(named, "state", "engine", "memory", "slots in use", "requests", "last used", "pinned")
     for row in rows:
         resident = row.get("memory", {}).get("resident_bytes")
         used = row.get("last_used_at")

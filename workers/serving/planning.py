@@ -44,7 +44,7 @@ class EnginePlanner:
         options = engine_options(model, self.settings)
         if options.remote is not None:
             return Plan(engine, options, NOTHING)
-        return Plan(engine, options, estimate_memory(model.folder, options, engine.spec))
+        return Plan(engine, options, estimate_memory(model.folder, options, engine))
 
     def _engine(self, model: ServedModel) -> Engine:
         if model.options.remote is not None:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from app.domain.memory import AttentionShape, MemoryEstimate, attention_shape, attention_shape_of_gguf
 from app.storage.artifacts import gguf_file
 from workers.gguf_safety import read_keys
-from workers.serving.engines.base import EngineOptions, EngineSpec
+
+if TYPE_CHECKING:  # engines use this module to say what they need
+    from workers.serving.engines.base import Engine, EngineOptions
 
 WEIGHTS: Final = ("*.safetensors", "*.gguf")
 # Tokens that an engine works on at a time while it reads a prompt: its scratch memory grows with them.
 BATCH_TOKENS: Final = 512
 
 
-def estimate_memory(artifact: Path, options: EngineOptions, spec: EngineSpec) -> MemoryEstimate:
-    """Weights as stored, a cache for every token that the slots share, and the engine's own needs."""
+def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> MemoryEstimate:
+    """Weights as the engine holds them, a cache for every token that the slots share, and the engine's own needs."""
     shape = read_shape(artifact)
-    draft = weights_bytes(options.speculation.draft) if options.speculation and options.speculation.draft else 0
+    draft = options.speculation.draft if options.speculation else None
     return MemoryEstimate(
-        weights_bytes=weights_bytes(artifact) + draft,
+        weights_bytes=engine.weights_bytes(artifact) + (engine.weights_bytes(draft) if draft else 0),
         cache_bytes=shape.cache_bytes(options.cache_tokens, sequences=options.slots) if shape else 0,
-        runtime_bytes=spec.runtime_bytes + (_scratch_bytes(shape) if shape else 0),
+        runtime_bytes=engine.runtime_bytes(artifact) + (_scratch_bytes(shape) if shape else 0),
     )
 
 
-def weights_bytes(artifact: Path) -> int:
+def stored_bytes(artifact: Path) -> int:
+    """The size of an artifact's weights on disk."""
     return sum(path.stat().st_size for pattern in WEIGHTS for path in artifact.glob(pattern))
 
 

@@ -18,6 +18,7 @@ from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
 from app.settings import Settings
 from workers.serving.contract.capabilities import EngineContract
+from workers.serving.sizing import stored_bytes
 
 # How many requests of full length the key-value cache holds at once. Slots share it, so that many short
 # requests run together without memory for as many long ones.
@@ -146,6 +147,14 @@ class Engine(ABC):
     def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         """The used share of the cache, 0 to 1, from what `cache_usage_path` answered."""
         return None
+
+    def weights_bytes(self, artifact: Path) -> int:
+        """What the weights take once they are loaded: as much as on disk, unless an engine unpacks them."""
+        return stored_bytes(artifact)
+
+    def runtime_bytes(self, artifact: Path) -> int:
+        """What a process takes beside weights and cache."""
+        return self.spec.runtime_bytes
 
     @abstractmethod
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess | RemoteAddress:

@@ -6,12 +6,15 @@ the library beneath it can carry.
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Final
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
+from app.storage.tensor_headers import read_tensor_infos
 from workers.serving.contract.capabilities import TRANSFORMERS
 from workers.serving.engines.base import (
     API_KEY_VARIABLE,
@@ -21,9 +24,16 @@ from workers.serving.engines.base import (
     EngineProcess,
     EngineSpec,
 )
+from workers.serving.sizing import stored_bytes
 
 MODULE = "workers.serving.engines.transformers_process"
 INSTALL = "pip install 'bitmill[transformers]'"
+
+
+# What holds several weights in one number, or one weight in eight bits.
+PACKED_DTYPES: Final = frozenset({"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"})
+# The library with the kernels for GPTQ and AWQ, and the tables that it makes of the weights.
+GPTQMODEL_BYTES: Final = 350 * 1024**2
 
 
 class TransformersEngine(Engine):
@@ -33,7 +43,7 @@ class TransformersEngine(Engine):
         devices=frozenset({Device.CPU, Device.GPU}),
         requires={"torch": INSTALL, "transformers": INSTALL, "accelerate": INSTALL, "llguidance": INSTALL},
         options=frozenset({"dtype"}),
-        runtime_bytes=700 * 1024**2,
+        runtime_bytes=430 * 1024**2,
         contract=TRANSFORMERS,
     )
     cache_usage_path = "/cache_usage"
@@ -43,6 +53,22 @@ class TransformersEngine(Engine):
 
     def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         return float(answer)
+
+    def weights_bytes(self, artifact: Path) -> int:
+        """transformers unpacks compressed-tensors' layouts to 16 bits as it loads them."""
+        quantization = _quantization(artifact)
+        stored = stored_bytes(artifact)
+        if quantization.get("quant_method") != "compressed-tensors":
+            return stored
+        tensors = [info for file in artifact.glob("*.safetensors") for info in read_tensor_infos(file).values()]
+        packed = sum(info.end - info.start for info in tensors if info.dtype in PACKED_DTYPES)
+        groups = quantization.get("config_groups") or {}
+        bits = max((group["weights"]["num_bits"] for group in groups.values() if group.get("weights")), default=8)
+        return stored + packed * (16 - bits) // bits
+
+    def runtime_bytes(self, artifact: Path) -> int:
+        kernels = _quantization(artifact).get("quant_method") in ("gptq", "awq")
+        return self.spec.runtime_bytes + (GPTQMODEL_BYTES if kernels else 0)
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         arguments = {
@@ -69,3 +95,8 @@ class TransformersEngine(Engine):
             health_path="/health",
             upstream_model=options.public_name,
         )
+
+
+def _quantization(artifact: Path) -> dict[str, Any]:
+    config = artifact / "config.json"
+    return (json.loads(config.read_text()).get("quantization_config") or {}) if config.is_file() else {}

@@ -1,0 +1,68 @@
+"""Memory estimates against sums done by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from app.settings import Settings
+from workers.serving.engines.base import EngineOptions, Guessing
+from workers.serving.engines.llama_cpp import LlamaCppEngine
+from workers.serving.engines.transformers import GPTQMODEL_BYTES, TransformersEngine
+from workers.serving.sizing import BATCH_TOKENS, estimate_memory, stored_bytes
+
+CONFIG = {
+    "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100,
+}  # fmt: skip
+OPTIONS = EngineOptions(public_name="m", context_length=64, slots=2)
+
+
+def checkpoint(folder: Path, tensors: dict[str, torch.Tensor], **quantization: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": quantization or None}))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_weights_cache_and_engine(settings: Settings, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", {"w": torch.zeros(1000, dtype=torch.bfloat16)})
+    engine = TransformersEngine(settings)
+    estimate = estimate_memory(folder, OPTIONS, engine)
+    assert estimate.weights_bytes == stored_bytes(folder)
+    assert estimate.cache_bytes == 2 * (2 * 4) * 2 * OPTIONS.cache_tokens  # layers, values per layer, bytes, tokens
+    assert estimate.runtime_bytes == engine.spec.runtime_bytes + BATCH_TOKENS * (100 + 8 * 8) * 4
+
+
+def test_what_transformers_unpacks_counts_unpacked(settings: Settings, tmp_path: Path) -> None:
+    tensors = {"w": torch.zeros(1000, dtype=torch.int8), "norm": torch.zeros(10, dtype=torch.bfloat16)}
+    scheme = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}}
+    folder = checkpoint(tmp_path / "m", tensors, **scheme)
+    assert TransformersEngine(settings).weights_bytes(folder) == stored_bytes(folder) + 1000
+
+
+def test_packed_four_bits_unpack_to_four_times_as_much(settings: Settings, tmp_path: Path) -> None:
+    scheme = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}
+    folder = checkpoint(tmp_path / "m", {"w": torch.zeros(1000, dtype=torch.int32)}, **scheme)
+    assert TransformersEngine(settings).weights_bytes(folder) == stored_bytes(folder) + 3 * 4000
+
+
+def test_gptq_needs_its_library(settings: Settings, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", {"w": torch.zeros(10)}, quant_method="gptq")
+    engine = TransformersEngine(settings)
+    assert engine.runtime_bytes(folder) == engine.spec.runtime_bytes + GPTQMODEL_BYTES
+
+
+def test_a_draft_model_counts_too(settings: Settings, tmp_path: Path) -> None:
+    for name, size in (("large", 1000), ("small", 100)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.gguf").write_bytes(bytes(size))
+    options = EngineOptions(
+        public_name="m", context_length=64, slots=1, speculation=Guessing(tokens=4, draft=tmp_path / "small")
+    )
+    estimate = estimate_memory(tmp_path / "large", options, LlamaCppEngine(settings))
+    assert estimate.weights_bytes == 1100
+    assert estimate.cache_bytes == 0  # no GGUF file at all: the engine will say so
