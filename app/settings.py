@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="How long a request waits for a slot, or for room for its model."
     )
     serving_yield_seconds: float = Field(
-        default=10.0, ge=0, description="How long a model without a place waits before a busy one has to give way."
+        default=10.0, gt=0, description="How long a model without a place waits before a busy one has to give way."
     )
     serving_first_token_timeout_seconds: float = Field(
         default=300.0, gt=0, description="How long a loaded model may take until a streamed answer begins."

@@ -182,7 +182,8 @@ class ModelPool:
                     f"the places ({self.settings.serving_max_models}) or the memory for models are taken by busy or "
                     f"pinned ones; try again later, unload one, or raise BITMILL_SERVING_MAX_MODELS"
                 )
-            patience = deadline
+            # Again after a while: the one to go may only be loading yet.
+            patience = time.monotonic() + self.settings.serving_yield_seconds
             self._have_one_give_way(model.name)
 
     async def _find_or_deploy(self, model: ServedModel) -> Deployment | None:
