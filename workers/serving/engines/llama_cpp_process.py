@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import threading
@@ -54,6 +55,7 @@ def parameters(arguments: argparse.Namespace) -> xllamacpp.CommonParams:
     params.use_jinja = True
     # A conversation that ends with the assistant is answered, not continued.
     params.prefill_assistant = False
+    _sample_as_its_makers(params, Path(arguments.model).with_name("generation_config.json"))
     _speculate(params, arguments)
     return params
 
@@ -67,6 +69,19 @@ def _basic(model: str, threads: int) -> xllamacpp.CommonParams:
     params.offline = True
     params.ui = False
     return params
+
+
+def _sample_as_its_makers(params: xllamacpp.CommonParams, config: Path) -> None:
+    """What a request leaves open: as the model's makers say, else as OpenAI's API does; not llama.cpp's own taste.
+
+    Otherwise the same request would be sampled differently from a model's GGUF and from its safetensors.
+    """
+    given = json.loads(config.read_text()) if config.is_file() else {}
+    own = given if given.get("do_sample") else {}
+    params.sampling.temp = own.get("temperature") or 1.0
+    params.sampling.top_p = own.get("top_p") or 1.0
+    params.sampling.top_k = own.get("top_k") or 0
+    params.sampling.min_p = own.get("min_p") or 0.0
 
 
 def _speculate(params: xllamacpp.CommonParams, arguments: argparse.Namespace) -> None:

@@ -96,6 +96,8 @@ class VllmEngine(Engine):
             "VLLM_API_KEY": address.api_key,
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
+            # What it compiles at a model's first load makes the next load quick.
+            "VLLM_CACHE_ROOT": str(self.settings.cache_folder / "vllm"),
             # Its own tools, such as ninja, before those of this environment.
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '')}",
             **cache,
