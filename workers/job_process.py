@@ -45,7 +45,7 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
     stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
-    key = artifact_key(source.fingerprint, task["method"], versions_of(spec.packages), inputs)
+    key = artifact_key(source.fingerprint, task["method"], versions_of(spec.packages, spec.revision), inputs)
     checkpoints = hold_checkpoints(Path(task["checkpoints"]), key)
     run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents, checkpoints)
     report = _quantize(run, params, Path(task["artifact"]))

@@ -66,7 +66,7 @@ class Run:
         self.reporter.report(fraction, stage)
 
     def stage(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
-        shared = {"source": self.source.fingerprint, "versions": versions_of(self.spec.packages)}
+        shared = {"source": self.source.fingerprint, "versions": versions_of(self.spec.packages, self.spec.revision)}
         return self.stages.get(name, shared | recipe, build)
 
     def upload(self, file_id: str, purpose: FilePurpose, *, param: str) -> Path:

@@ -101,7 +101,7 @@ def _key(job: JobRow, source: Message) -> str:
     # What was let through without a gate must not be reused by a job that asks for one.
     gate = {"gate": job.gate} if job.gate == Gate.OFF else {}
     method = {name: value for name, value in job.method.items() if name != "calibration" or "calibration" in inputs}
-    return artifact_key(source["fingerprint"], method, versions_of(spec.packages), inputs | gate)
+    return artifact_key(source["fingerprint"], method, versions_of(spec.packages, spec.revision), inputs | gate)
 
 
 def _free_name(row: ArtifactRow, repository: ArtifactRepository) -> str:
@@ -135,7 +135,7 @@ def _quantized_row(job: JobRow, artifact_id: str, result: Result, size_bytes: in
         id=artifact_id, name=_plain_name(job, source["name"]), kind=ArtifactKind.QUANTIZED,
         format=spec.output, path=artifact_id, source=source["name"],
         source_fingerprint=source["fingerprint"], key=_key(job, source), method=job.method,
-        suffix=job.suffix, versions=versions_of(spec.packages), size_bytes=size_bytes,
+        suffix=job.suffix, versions=versions_of(spec.packages, spec.revision), size_bytes=size_bytes,
         parameter_count=report.parameter_count, bits_per_weight=report.bits_per_weight,
         tensor_types=report.tensor_types, manifest_sha256=proof["manifest_sha256"],
         calibration=report.calibration.model_dump(mode="json") if report.calibration else None,

@@ -35,7 +35,8 @@ class MethodSpec:
     `architectures` are those that the method knows, None for any. `widened_by` names the setting that, where it is
     given, lets it take others too.
     `group_size` is how many weights of a row share a scale, where that must divide every row.
-    `packages` are the distributions whose versions are part of an artifact's content address.
+    `packages` are the distributions whose versions are part of an artifact's content address; `revision` is raised
+    when our own part of the method comes to give other results.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MethodSpec:
     label: Callable[[Any], str]
     bits: Callable[[Any], float]
     packages: tuple[str, ...]
+    revision: int = 1
     group_size: Callable[[Any], int | None] = lambda params: None
     needs_calibration: bool = False
     needs_training: bool = False

@@ -35,6 +35,7 @@ SPEC = MethodSpec(
     label=lambda params: f"awq-4bit-g{params.group_size}" + ("" if params.zero_point else "-sym"),
     bits=lambda params: 4 + 20 / params.group_size,
     packages=("gptqmodel", "torch", "transformers"),
+    revision=2,
     group_size=lambda params: params.group_size,
     needs_calibration=True,
 )

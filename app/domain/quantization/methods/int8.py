@@ -54,5 +54,6 @@ SPEC = MethodSpec(
     label=_label,
     bits=lambda params: 8.1,
     packages=("compressed-tensors", "torch", "transformers"),
+    revision=2,
     streams=True,
 )
