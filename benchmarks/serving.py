@@ -135,11 +135,13 @@ def folder_of(settings: Settings, name: str) -> Path:
     return locate(row, settings)
 
 
-def compare(ours: Server, peer: Server, levels: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
+def compare(
+    ours: Server, peer: Server, levels: tuple[int, ...], rounds: int, ways: tuple[bool, ...] = (True, False)
+) -> Iterator[dict[str, Any]]:
     """Both in turn, a few rounds for each level; throughputs and latencies are medians over the rounds."""
     for server in (ours, peer):
-        asyncio.run(measure(server, concurrency=2, requests=4, stream=True, offset=900))
-    for stream in (True, False):
+        asyncio.run(measure(server, concurrency=2, requests=4, stream=ways[0], offset=900))
+    for stream in ways:
         for concurrency in levels:
             found: dict[str, list[Measured]] = {"ours": [], "peer": []}
             for number in range(rounds):
@@ -210,9 +212,8 @@ class Bench:
         command = [sys.executable, "-m", "llama_cpp.server", *options, "--host", "127.0.0.1", "--port", str(port)]
         with bare_server(command, port, self.settings.data_folder / "serial.log") as url:
             # Streams of the serial server interrupt each other by design: whole answers are compared.
-            for row in compare(Server(self.url, name), Server(url, other), (16,), self.rounds):
-                if not row["stream"]:
-                    yield {"engine": case.engine, "artifact": label(case.method), "peer": "serial", **row}
+            for row in compare(Server(self.url, name), Server(url, other), (16,), self.rounds, (False,)):
+                yield {"engine": case.engine, "artifact": label(case.method), "peer": "serial", **row}
         self.client.undeploy(name)
 
 

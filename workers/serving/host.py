@@ -93,7 +93,10 @@ async def respond(request: Request) -> Response:
 
 
 async def _complete(request: Request, path: str, body: dict[str, Any]) -> Response:
-    model = await run_in_threadpool(request.app.state.models.find, body["model"])
+    # What is loaded is known; only for what is not, the database is asked.
+    model = request.app.state.pool.loaded(body["model"])
+    if model is None:
+        model = await run_in_threadpool(request.app.state.models.find, body["model"])
     forwarder: Forwarder = request.app.state.forwarder
     try:
         return await unless_disconnected(request.receive, forwarder.forward(model, path, body))

@@ -135,6 +135,11 @@ class ModelPool:
     def deployments(self) -> list[Deployment]:
         return list(self._deployments.values())
 
+    def loaded(self, name: str) -> ServedModel | None:
+        """The model as it is loaded; None where it is not, or no longer takes requests."""
+        deployment = self._deployments.get(name)
+        return deployment.model if deployment is not None and deployment.accepts else None
+
     def engine_of(self, name: str) -> str:
         """The engine of a model that is leased."""
         return self._deployments[name].engine.spec.name

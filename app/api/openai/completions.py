@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from app.domain.errors import InvalidParameter, InvalidRequest
+from app.domain.errors import InvalidParameter, InvalidRequest, ServingUnavailable
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.deployments import DeploymentRepository
 from app.persistence.unit_of_work import Database
@@ -71,17 +71,20 @@ def _found(value: Any) -> str:
 
 async def _relay(request: Request, model: str, raw: bytes) -> Response:
     """The serving host's answer. A client that hangs up ends the request there too."""
-    await run_in_threadpool(_require_model, request.app.state.database, model)
     serving: ServingClient = request.app.state.serving
     try:
         answer = await unless_disconnected(request.receive, serving.forward(request.url.path, raw))
+    except ServingUnavailable:
+        # The host would have said that there is no such model; without it, that is still what is wrong.
+        await run_in_threadpool(_require_model, request.app.state.database, model)
+        raise
     except ClientGone:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return RelayResponse(answer.chunks, answer.aclose, status_code=answer.status, headers=answer.headers)
 
 
 def _require_model(database: Database, name: str) -> None:
-    """Raises ModelNotFound, even while no serving host is there to say so. Remote models have no artifact."""
+    """Raises ModelNotFound. Models on other servers have no artifact."""
     with database.reading() as session:
         if DeploymentRepository(session).find(name) is None:
             ArtifactRepository(session).get(name)
