@@ -58,6 +58,9 @@ def serving_command(host: str, port: int) -> list[str]:
         "workers.serving.host:create_host",
         "--factory",
         "--no-access-log",
+        # Longer than the API keeps its connections, which must not be closed under a request.
+        "--timeout-keep-alive",
+        "75",
         *address,
     ]
 

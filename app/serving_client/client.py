@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from app.domain.errors import ServingUnavailable
+from app.http_transport import fast_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,8 @@ class ServingClient:
         self._http = httpx.AsyncClient(
             base_url=base_url,
             timeout=httpx.Timeout(timeout, connect=5.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,
-            transport=transport,
+            transport=transport or fast_transport(keep_connections=True),
         )
 
     async def forward(self, path: str, body: bytes) -> ForwardedAnswer:

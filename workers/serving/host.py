@@ -18,6 +18,7 @@ from fastapi.responses import Response
 
 from app.domain.errors import BitmillError
 from app.error_handlers import install_error_handlers
+from app.http_transport import fast_transport
 from app.persistence.unit_of_work import Database
 from app.settings import Settings, get_settings
 from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
@@ -55,10 +56,10 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # Idle connections would each hold one of llama.cpp's few HTTP threads.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    transport = fast_transport(keep_connections=False)
     # Generation may pause for long between two tokens: the host's own deadlines end it, not the socket's.
     timeout = httpx.Timeout(None, connect=10.0)
-    async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
+    async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
         app.state.client = client
         app.state.forwarder = Forwarder(app.state.pool, client, app.state.settings)
         pinned = asyncio.create_task(deployments.load_pinned(app.state.models, app.state.pool))
