@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import httpx
 import jsonschema
@@ -59,7 +60,7 @@ TOOLS: Any = [
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     data = tmp_path_factory.mktemp("contract")
-    settings = Settings(data_dir=data, serving_context_length=CONTEXT_LENGTH, serving_max_models=4)
+    settings = Settings(data_dir=data, serving_context_length=CONTEXT_LENGTH, serving_max_models=6)
     migrate(settings.database)
     database = Database(settings.database)
     for kind, template in (("plain", None), ("tools", TOOLS_TEMPLATE)):
@@ -73,8 +74,31 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             checkpoint = inspect_checkpoint(source)
             load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
             add_model(database, f"{kind}:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
+    source = tiny_embedding_model(data / "embedding")
+    for engine, method in ENGINES.items():
+        folder = settings.artifacts_folder / f"{engine}-embedding"
+        folder.mkdir(parents=True)
+        checkpoint = inspect_checkpoint(source)
+        spec, params = parse_method(method)
+        load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
+        add_model(database, f"embedding:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
     database.close()
     return settings
+
+
+def tiny_embedding_model(folder: Path) -> Path:
+    """As sentence-transformers saves one: a model, and how its vectors are pooled."""
+    tiny_llama(folder, hidden_size=256, intermediate_size=512, initializer_range=0.15)
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    listed = [
+        {"idx": int(number), "name": number, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, path, kind in modules
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 256, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -573,3 +597,56 @@ class TestResponses:
             assert error_of(raised)["param"] == param
         else:
             assert error_of(raised)["code"] == "context_length_exceeded"
+
+
+class TestEmbeddings:
+    TEXTS: ClassVar[Any] = ["The miller carried the grain.", "In 1783 two brothers sent a sheep into the sky.", "A"]
+
+    def test_vectors(self, client: openai.OpenAI, engine: str) -> None:
+        model = f"embedding:{engine}"
+        # The client asks for base64 by itself, and turns it into numbers.
+        answer = client.embeddings.create(model=model, input=self.TEXTS)
+        assert [item.index for item in answer.data] == [0, 1, 2]
+        assert answer.model == model
+        tokens = [tiny_tokenizer().encode(text) for text in self.TEXTS]
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, tokens))
+        for item in answer.data:
+            assert len(item.embedding) == 256
+            assert sum(value * value for value in item.embedding) == pytest.approx(1, abs=1e-3)
+        for given in (self.TEXTS[1], tokens[1]):
+            alone = client.embeddings.create(model=model, input=given, encoding_format="float")
+            assert cosine(alone.data[0].embedding, answer.data[1].embedding) > 0.999
+
+    def test_engines_agree(self, client: openai.OpenAI) -> None:
+        first, second = (
+            client.embeddings.create(model=f"embedding:{engine}", input=self.TEXTS).data for engine in ENGINES
+        )
+        for left, right in zip(first, second, strict=True):
+            assert cosine(left.embedding, right.embedding) > 0.98
+
+    def test_a_model_of_the_wrong_kind(self, client: openai.OpenAI, engine: str, model: str) -> None:
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.embeddings.create(model=model, input="A")
+        assert error_of(raised)["param"] == "model"
+        # llama.cpp lets a decoder do both.
+        for make in (ask, complete) if engine == "transformers" else ():
+            assert refused(client, f"embedding:{engine}", make, logit_bias={})["param"] == "model"
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [({"dimensions": 64}, "dimensions"), ({"input": ""}, "input"), ({"input": [[99999999]]}, None)],
+    )
+    def test_refusals(self, client: openai.OpenAI, engine: str, fields: dict[str, Any], param: str | None) -> None:
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.embeddings.create(**({"model": f"embedding:{engine}", "input": "A"} | fields))
+        assert param is None or error_of(raised)["param"] == param
+
+    def test_a_text_longer_than_the_context(self, client: openai.OpenAI, engine: str) -> None:
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.embeddings.create(model=f"embedding:{engine}", input="mill " * 4 * CONTEXT_LENGTH)
+        assert error_of(raised)["code"] == "context_length_exceeded"
+
+
+def cosine(left: list[float], right: list[float]) -> float:
+    """Of two vectors of length 1."""
+    return sum(one * other for one, other in zip(left, right, strict=True))

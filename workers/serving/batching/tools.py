@@ -147,6 +147,7 @@ class ToolCallReader:
         if self._broken:
             return text, []
         known = len(self.calls)
+        whole = self._text + text
         content = ""
         try:
             for found in self._events(text, final):
@@ -154,7 +155,7 @@ class ToolCallReader:
         except (ValueError, KeyError) as error:
             log.info("a call of a tool could not be read and stays text: %s", error)
             self._broken = True
-            content += self._text[self._call_start :]
+            content += whole[self._call_start :]
         return content, self.calls[known:]
 
     def _events(self, text: str, final: bool) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from app.domain.errors import InvalidParameter, UnsupportedField
+from app.domain.errors import ContextLengthExceeded, InvalidParameter, UnsupportedField
 from workers.serving.contract.call import Call, check_logit_bias
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest
@@ -31,6 +31,8 @@ from workers.serving.dialects.llama_cpp_edits import JsonEdit, TextEdit, chat_ed
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
+# What it says, as an error of its own, of a text for an embedding.
+TOO_LONG: Final = b"too large to process"
 # Its seeds have 32 bits, of which the last stands for "a random one".
 SEEDS: Final = 2**32 - 1
 DROPPED: Final = frozenset({"best_of", "echo", "max_completion_tokens", "n", "stream_options"})
@@ -69,6 +71,23 @@ class LlamaCppDialect(Dialect):
         self._facts: WeakKeyDictionary[object, Facts] = WeakKeyDictionary()
 
     async def ask(self, upstream: Upstream, call: Call) -> httpx.Response:
+        answer = await self._ask(upstream, call)
+        if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and TOO_LONG in await answer.aread():
+            await answer.aclose()
+            raise ContextLengthExceeded(
+                "a text in `input` is longer than this model reads in one go; split it, or raise "
+                "BITMILL_SERVING_CONTEXT_LENGTH if the model allows it",
+                param="input",
+            )
+        if answer.status_code == httpx.codes.NOT_IMPLEMENTED:
+            await answer.aclose()
+            embeds = "writes text; embeddings need a model that was made for them"
+            writes = "is one for embeddings and writes no text; use /v1/embeddings"
+            kind = writes if isinstance(call.request, GenerationFields) else embeds
+            raise InvalidParameter(f"the model {call.body['model']!r} {kind}", param="model")
+        return answer
+
+    async def _ask(self, upstream: Upstream, call: Call) -> httpx.Response:
         request = call.request
         if not isinstance(request, GenerationFields):
             return await upstream.post(call.path, call.body)
