@@ -71,7 +71,7 @@ def test_a_template_tells_its_form(template: str | None, form: ToolFormat | None
     ("form", "text", "content", "calls"),
     [
         (HERMES, f"<tool_call>\n{WRITTEN}\n</tool_call>", "", 1),
-        (HERMES, f"Let me look.\n<tool_call>\n{WRITTEN}\n</tool_call>\n<tool_call>{WRITTEN}</tool_call>", "Let me look.", 2),
+        (HERMES, f"I look.\n<tool_call>\n{WRITTEN}\n</tool_call>\n<tool_call>{WRITTEN}</tool_call>", "I look.", 2),
         (
             QWEN_CODER,
             "<tool_call>\n<function=forecast>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n2\n"
