@@ -12,13 +12,15 @@ import torch
 
 from app.domain.errors import InvalidParameter, UnsupportedField
 from tests.fakes.checkpoints import CHAT_TEMPLATE, TOOLS_TEMPLATE, tiny_tokenizer
+from tests.fakes.tokenizers import STYLES, styled_tokenizer
 from workers.serving.batching.constraints import Constraint, Grammars
 from workers.serving.batching.sampling import SamplingSettings, SamplingState, choose
 from workers.serving.batching.tools import FORMATS, ToolCallReader, ToolFormat, format_of, grammar
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.parsing import parse_request
+from workers.serving.contract.schemas import json_rule
 
-QWEN_CODER, HERMES, MISTRAL, LLAMA = FORMATS
+QWEN_CODER, HERMES, NEW_MISTRAL, MISTRAL, LLAMA = FORMATS
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"$ref": "#/$defs/days"}},
@@ -55,6 +57,7 @@ WRITTEN = json.dumps({"name": "forecast", "arguments": CALL})
         (TOOLS_TEMPLATE, HERMES),
         ("{% if tools %}<tool_call>\n<function=x>\n<parameter=y>{% endif %}", QWEN_CODER),
         ("{% for tool in tools %}[AVAILABLE_TOOLS][TOOL_CALLS]{% endfor %}", MISTRAL),
+        ("{% for tool in tools %}[AVAILABLE_TOOLS][TOOL_CALLS][ARGS]{% endfor %}", NEW_MISTRAL),
         ('{% if tools is not none %}{{ \'{"name": function name, "parameters": dict}\' }}{% endif %}', LLAMA),
         (CHAT_TEMPLATE, None),
         ("{% if tools %}a form of its own{% endif %}", None),
@@ -80,6 +83,7 @@ def test_a_template_tells_its_form(template: str | None, form: ToolFormat | None
             1,
         ),
         (MISTRAL, f"[TOOL_CALLS] [{WRITTEN}, {WRITTEN}]", "", 2),
+        (NEW_MISTRAL, f"[TOOL_CALLS]forecast[ARGS]{json.dumps(CALL)}" * 2, "", 2),
         (LLAMA, WRITTEN.replace("arguments", "parameters"), "", 1),
         (HERMES, "a < b and <tool is no call", "a < b and <tool is no call", 0),
         (LLAMA, 'a set {"x": 1}', 'a set {"x": 1}', 0),
@@ -187,3 +191,19 @@ def test_requests_of_one_grammar_do_not_share_a_place(grammars: Grammars) -> Non
     rules = 'start: "abc"\n'
     first, second = (grammars.constraint(rules, param="x") for _ in range(2))
     assert generated(first, random.randrange(9)) == generated(second, random.randrange(9)) == "abc"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_kind_of_tokenizer_follows_a_grammar_to_the_byte(style: str) -> None:
+    tokenizer = styled_tokenizer(style)
+    size = len(tokenizer) + 40  # models have rows that stand for no token
+    grammars = Grammars(tokenizer, vocabulary_size=size, ends=[tokenizer.eos_token_id])
+    constraint = grammars.constraint(f"start: {json_rule({'enum': ['aé b 日']})}", param="x")
+    tokens: list[int] = []
+    while constraint.length is None:
+        scores = torch.zeros(size)
+        constraint.mask(scores)
+        tokens.append(int(scores.argmax()))
+        constraint.accept(tokens[-1])
+        assert len(tokens) < 50
+    assert tokenizer.decode(tokens) == '"aé b 日"'

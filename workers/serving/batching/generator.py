@@ -20,6 +20,7 @@ from transformers import (
     ContinuousBatchingConfig,
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedTokenizerFast,
 )
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
@@ -109,13 +110,20 @@ class BatchedGenerator:
         self.ends = end_tokens(self.model, self.tokenizer)
         self.special_tokens = special_tokens(self.tokenizer)
         self.tool_format = format_of(self.tokenizer.chat_template)
-        self.grammars = Grammars(self.tokenizer, vocabulary_size=self.vocabulary_size, ends=sorted(self.ends))
+        self.grammars = self._grammars()
         # Special tokens have no text in an answer, but for those that calls of tools are written with.
         written = self.tool_format.texts if self.tool_format else ()
         self._hidden = frozenset(token for text, token in self.special_tokens.items() if text not in written)
         self.sampling_defaults = sampling_defaults(self.model.generation_config)
         self.sampler = PerRequestSampler()
         self.manager = self._manager(cache_tokens, slots)
+
+    def _grammars(self) -> Grammars | None:
+        """None: grammars are walked over the tokens of the Rust library tokenizers, and this model has others."""
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            return None
+        size = max(self.vocabulary_size, len(self.tokenizer))
+        return Grammars(self.tokenizer, vocabulary_size=size, ends=sorted(self.ends))
 
     def _manager(self, cache_tokens: int, slots: int) -> Any:
         generation = GenerationConfig(do_sample=False, eos_token_id=sorted(self.ends) or [-1])
@@ -170,6 +178,8 @@ class BatchedGenerator:
         """A token's bytes, which may be a part of a character only. Some rows of a model stand for no token."""
         if token >= len(self.tokenizer):
             return b""
+        if self.grammars is None:
+            return self.token_text(token).encode()
         return self.grammars.tokens.decode_bytes([token])
 
     @torch.inference_mode()
@@ -231,7 +241,7 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Those that no text is turned into, by their names."""
-    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     found = {token.content: number for number, token in added.items() if token.special}
     return found | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 

@@ -83,7 +83,14 @@ FORMATS: Final[tuple[ToolFormat, ...]] = (
         after=("\n", "</tool_call>"),
         opening="<tool_call>",
     ),
-    ToolFormat(  # Mistral
+    ToolFormat(  # Mistral Small 3.2 and later
+        marks=("[TOOL_CALLS]", "[ARGS]"),
+        opens=r"\s*\[TOOL_CALLS\](?P<name>[^\[\s]+)\[ARGS\]",
+        closes=r"(?=\[TOOL_CALLS\])",
+        transform={"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        opening="[TOOL_CALLS]",
+    ),
+    ToolFormat(  # Mistral before that
         marks=("[TOOL_CALLS]",),
         opens=r"\s*\[TOOL_CALLS\]",
         before=("[TOOL_CALLS]",),
