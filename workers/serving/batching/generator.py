@@ -18,6 +18,7 @@ import torch
 from transformers import (
     AutoTokenizer,
     ContinuousBatchingConfig,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerFast,
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 # How the families of models end a turn. Some checkpoints fail to list theirs among the end-of-text tokens.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
 PAGE_TOKENS = 32
+SCORED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,11 +188,17 @@ class BatchedGenerator:
     def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
         """What the model says of each token of a prompt, given those before it; of the first it says nothing.
 
-        A pass of its own, beside the batch: weights are only read.
+        Passes of their own, beside the batch: weights are only read. Scores over the vocabulary take too much memory
+        for more than a part of a prompt at a time.
         """
-        scores = self.model(torch.tensor([list(prompt)], device=self.model.device), use_cache=False).logits[0]
-        told = [token_logprob(token, row, top) for token, row in zip(prompt[1:], scores, strict=False)]
-        return [TokenLogprob(prompt[0], None, ()), *told]
+        told = [TokenLogprob(prompt[0], None, ())]
+        past = DynamicCache(config=self.model.config)
+        for start in range(0, len(prompt), SCORED_TOKENS):
+            part = torch.tensor([list(prompt[start : start + SCORED_TOKENS])], device=self.model.device)
+            scores = self.model(part, past_key_values=past, use_cache=True).logits[0]
+            following = prompt[start + 1 : start + 1 + SCORED_TOKENS]
+            told += [token_logprob(token, row, top) for token, row in zip(following, scores, strict=False)]
+        return told
 
     async def generate(
         self,
