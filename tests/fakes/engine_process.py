@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+CHOICE = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "é"}}
 EVENTS = Path(os.environ["FAKE_ENGINE_EVENTS"])
 
 
@@ -53,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             while order and not Path(order).exists():
                 time.sleep(0.01)
-            self.reply(200, {"id": "x", "model": "engine-name", "choices": [{"index": 0, "finish_reason": "stop"}],
+            self.reply(200, {"id": "x", "model": "engine-name", "choices": [CHOICE],
                              "usage": USAGE, "pid": os.getpid()})  # fmt: skip
 
     def stream(self, order: str | None, *, usage: bool) -> None:

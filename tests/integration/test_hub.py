@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from app.domain.errors import (
     SourceNotFound,
 )
 from app.settings import Settings
+from app.storage.pooling import Pooling, read_pooling
 from tests.fakes.checkpoints import bare_checkpoint, write_safetensors
 from tests.fakes.hub import COMMIT, FakeHub, running
 from workers.sources.resolve import Source, resolve
@@ -67,6 +69,19 @@ def test_downloads_what_a_model_needs_and_nothing_else(tmp_path: Path, hub: Fake
         assert (source.path / name).read_bytes() == (hub.folders["org/llama"] / name).read_bytes()
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+def test_a_model_for_embeddings_brings_its_pooling(tmp_path: Path, hub: FakeHub) -> None:
+    folder = hub.folders["org/llama"]
+    modules = [{"path": "", "type": "m.Transformer"}, {"path": "1_Pooling", "type": "m.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for name in ("1_Pooling", "onnx", "1_Pooling/deeper"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "config.json").write_text('{"pooling_mode": "cls"}')
+    source, _ = _resolve("org/llama", _settings(tmp_path, hub.address))
+    assert read_pooling(source.path) == Pooling("cls", normalize=False)
+    assert not (source.path / "onnx").exists()
+    assert not (source.path / "1_Pooling" / "deeper").exists()
 
 
 def test_shards_are_found_through_their_index(tmp_path: Path, hub: FakeHub) -> None:

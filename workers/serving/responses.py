@@ -58,7 +58,7 @@ def _whole(completion: dict[str, Any], request: ResponsesRequest) -> dict[str, A
              for call in message.get("tool_calls") or ()]  # fmt: skip
     output = calls if calls and not message["content"] else [_message_item(message["content"] or "", logprobs), *calls]
     view = _view(request, f"resp_{uuid.uuid4().hex}", int(time.time()))
-    return view | _ending(choice["finish_reason"], output, completion["usage"])
+    return view | _ending(choice["finish_reason"], output, completion.get("usage"))
 
 
 def _view(request: ResponsesRequest, id_: str, created_at: int) -> dict[str, Any]:
@@ -91,20 +91,25 @@ def _view(request: ResponsesRequest, id_: str, created_at: int) -> dict[str, Any
     }
 
 
-def _ending(finish_reason: str | None, output: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+def _ending(finish_reason: str | None, output: list[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
     cut = finish_reason == "length"
     return {
         "status": "incomplete" if cut else "completed",
         "completed_at": None if cut else int(time.time()),
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "output": [{**item, "status": "incomplete"} if cut and item is output[-1] else item for item in output],
-        "usage": {
-            "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage["total_tokens"],
-        },
+        # Some servers elsewhere do not tell.
+        "usage": None if usage is None else _usage(usage),
+    }
+
+
+def _usage(usage: dict[str, int]) -> dict[str, Any]:
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage["total_tokens"],
     }
 
 
@@ -206,7 +211,7 @@ class ResponseStream:
         self._open = None
 
     def _end(self) -> Iterator[bytes]:
-        if self._usage is None:
+        if self._reason is None:
             yield self._failed({"message": "the engine broke off its answer; send the request again"})
             return
         if not self._output:

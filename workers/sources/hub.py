@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,13 @@ from workers.sources.download_progress import DownloadProgress
 from workers.sources.hub_errors import translated
 from workers.sources.importing import Report, import_once
 
+# As sentence-transformers names it.
+POOLING = re.compile(r"\d_Pooling/config\.json")
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a hub repository. `files` are those at its top that belong to a model."""
+    """One commit of a hub repository. `files` are those that belong to a model."""
 
     model: ModelName
     commit: str
@@ -73,7 +77,12 @@ def _look_up(model: ModelName, settings: Settings) -> Snapshot:
 
 
 def _belongs(name: str) -> bool:
-    """Only files at the top: subfolders hold other formats, and a slash might lead out of the folder."""
+    """Only files at the top: subfolders hold other formats, and a slash might lead out of the folder.
+
+    One exception, by its exact form: how a model for embeddings pools.
+    """
+    if POOLING.fullmatch(name):
+        return True
     plain = "/" not in name and "\\" not in name and not name.startswith(".")
     return plain and name.endswith(MODEL_FILE_SUFFIXES)
 

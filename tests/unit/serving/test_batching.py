@@ -13,7 +13,7 @@ import torch
 from app.domain.errors import InvalidParameter
 from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, choose
 from workers.serving.batching.text import TextStream
-from workers.serving.merging import merged
+from workers.serving.merging import in_turn, merged
 
 
 def decode(tokens: Sequence[int]) -> str:
@@ -161,3 +161,36 @@ def test_one_streams_error_ends_all() -> None:
     with pytest.raises(InvalidParameter):
         asyncio.run(read())
     assert closed == [True]
+
+
+def test_min_p_cuts_what_is_much_less_likely_than_the_best() -> None:
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).tolist()
+    assert set(draws(SamplingSettings(min_p=0.5), scores)) == {0, 1}
+    assert set(draws(SamplingSettings(min_p=1.0), scores)) == {0}
+
+
+def test_a_repetition_penalty_counts_the_prompt_too() -> None:
+    scores = torch.tensor([[2.0, 1.5, -1.0]])
+    state = SamplingState(SamplingSettings(temperature=0, repetition_penalty=2.0), prompt=[0])
+    assert int(choose(scores, [state])[0]) == 1
+    adjusted = torch.tensor([2.0, 1.5, -1.0])
+    SamplingState(SamplingSettings(repetition_penalty=2.0), prompt=[0, 2]).adjust(adjusted)
+    assert adjusted.tolist() == [1.0, 1.5, -2.0]
+
+
+def test_streams_in_turn_do_not_overlap() -> None:
+    begun = []
+
+    async def numbers(name: int) -> AsyncGenerator[int, None]:
+        begun.append(name)
+        for number in range(2):
+            yield number
+
+    async def read() -> list[tuple[int, int]]:
+        found = []
+        async for index, number in in_turn([numbers(0), numbers(1)]):
+            found.append((index, number))
+            assert begun == list(range(index + 1))
+        return found
+
+    assert asyncio.run(read()) == [(0, 0), (0, 1), (1, 0), (1, 1)]

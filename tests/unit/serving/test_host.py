@@ -64,6 +64,47 @@ def test_each_chunk_of_a_stream_carries_the_public_name(base_url: str) -> None:
     assert events[-1] == "[DONE]"
 
 
+def test_a_response_is_made_of_a_chat_completion(base_url: str, fake_engine: FakeEngine) -> None:
+    asked = {"model": MODEL, "input": "Hi"}
+    whole = httpx.post(base_url + "/v1/responses", json=asked, timeout=30).json()
+    assert (whole["object"], whole["status"], whole["model"]) == ("response", "completed", MODEL)
+    assert whole["output"][0]["content"][0]["text"] == "é"
+    assert whole["usage"]["total_tokens"] == 5
+    lines = httpx.post(base_url + "/v1/responses", json={**asked, "stream": True}, timeout=30).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [
+        event["type"] for event in events
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[0]["type"] == "response.created"
+    # The fake engine's stream ends for its length.
+    assert events[-1]["type"] == "response.incomplete"
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "é"
+
+
+def test_a_response_that_fails_says_so(base_url: str) -> None:
+    wrong = httpx.post(base_url + "/v1/responses", json={"model": MODEL, "input": "Hi", "store": True}, timeout=30)
+    assert (wrong.status_code, error_of(wrong)["param"]) == (400, "store")
+    refused = httpx.post(base_url + "/v1/responses", json={"model": MODEL, "input": "Hi", "user": "refuse"}, timeout=30)
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "context_length_exceeded")
+
+
+def test_embeddings_are_forwarded(base_url: str, fake_engine: FakeEngine) -> None:
+    answer = httpx.post(base_url + "/v1/embeddings", json={"model": MODEL, "input": "Hi"}, timeout=30)
+    assert answer.status_code == 200
+    assert len(fake_engine.events("request")) == 1
+
+
+@pytest.mark.parametrize(("fields", "param"), [({"unheard_of": 1}, "unheard_of"), ({"mirostat": 1}, "mirostat")])
+def test_a_field_that_the_engine_does_not_know_never_reaches_it(
+    base_url: str, fake_engine: FakeEngine, fields: dict[str, Any], param: str
+) -> None:
+    """The first is nobody's, the second is not this engine's."""
+    answer = post(base_url, **fields)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+    assert fake_engine.events("request") == []
+
+
 def test_an_unknown_model(base_url: str) -> None:
     answer = post(base_url, model="nobody/knows")
     assert answer.status_code == 404

@@ -21,7 +21,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def parameters(folder: Path, **changes: Any) -> Any:
     values = {
         "model": str(folder / "model.gguf"), "alias": "org/m", "host": "127.0.0.1", "port": 1, "threads": 3,
-        "context_length": 100, "cache_tokens": 400, "slots": 8, "guess": 0, "draft": "",
+        "context_length": 100, "cache_tokens": 400, "slots": 8, "guess": 0, "embedding": 0, "draft": "",
     }  # fmt: skip
     return llama_cpp_process.parameters(argparse.Namespace(**values | changes))
 
@@ -31,6 +31,12 @@ def test_slots_share_one_cache(tmp_path: Path) -> None:
     assert (params.n_ctx, params.n_parallel, params.kv_unified, params.kv_unified_per_slot) == (400, 8, True, 100)
     assert params.n_threads_http > params.n_parallel
     assert params.cache_ram_mib == 0
+
+
+def test_a_model_for_embeddings_reads_a_text_in_one_go(tmp_path: Path) -> None:
+    assert parameters(tmp_path).embedding is False
+    params = parameters(tmp_path, embedding=1)
+    assert (params.embedding, params.n_batch, params.n_ubatch) == (True, 100, 100)
 
 
 def test_what_a_request_leaves_open_is_as_openais_api_has_it(tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_choices_that_nobody_sees_are_refused() -> None:
     assert raised.value.param == "best_of"
 
 
+def test_no_tokens_are_asked_for_the_prompts_logprobs_only() -> None:
+    assert completion(max_tokens=0, echo=True, logprobs=0).token_limit == 0
+    for fields in ({}, {"echo": True}, {"logprobs": 1}):
+        with pytest.raises(InvalidParameter) as raised:
+            completion(max_tokens=0, **fields)
+        assert raised.value.param == "max_tokens"
+
+
 def test_an_engine_gets_what_it_needs() -> None:
     call = parse_call(
         "/v1/chat/completions",

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from app.storage.checkpoints import Checkpoint, TensorInfo
+from app.storage.pooling import pooling_files
 
 # https://github.com/huggingface/safetensors#format: the names of types in a file's header.
 DTYPES: Final[dict[str, torch.dtype]] = {
@@ -64,3 +65,6 @@ def copy_companions(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != "config.json" and not path.name.endswith(NOT_COPIED):
             shutil.copyfile(path, target / path.name)
+    for inner in pooling_files(source):
+        (target / inner).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / inner, target / inner)

@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType, get_tensor_name_map
 from gguf.tensor_mapping import TensorNameMap
 
 from app.domain.errors import IncompatibleModel
 from app.storage.checkpoints import Checkpoint, TensorInfo
+from app.storage.pooling import read_pooling
 from workers.quantization.base import JobRun
 from workers.quantization.checkpoints.reader import read_tensor
 from workers.quantization.gguf.families import Config, Family, family_of, load_config
@@ -37,6 +38,7 @@ TORCH_DTYPES: Final = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+POOLING: Final = {"mean": PoolingType.MEAN, "cls": PoolingType.CLS, "lasttoken": PoolingType.LAST}
 # Buffers that some exporters save and llama.cpp computes itself.
 IGNORED: Final = (".rotary_emb.inv_freq",)
 
@@ -97,6 +99,8 @@ def _write_metadata(writer: GGUFWriter, checkpoint: Checkpoint, family: Family, 
     writer.add_value_length(head_size)
     write_rope(writer, family, config)
     family.write(writer, config)
+    if pooling := read_pooling(checkpoint.path):
+        writer.add_pooling_type(POOLING[pooling.mode])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_quantization_version(2)
     write_vocabulary(writer, checkpoint, read_vocabulary(checkpoint.path, config["vocab_size"]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class WholeChoice:
         self.finish_reason = piece.finish_reason
 
 
-class Answer:
+class Answer(ABC):
     """The parts that every object of one answer shares."""
 
     prefix = ""
@@ -104,11 +105,13 @@ class Answer:
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._head(self.chunk_object), "choices": [], "usage": usage.view()}
 
+    @abstractmethod
     def content(self, index: int, choice: WholeChoice) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a whole choice says."""
 
+    @abstractmethod
     def delta(self, index: int, piece: Piece) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a piece of a choice says."""
 
     def logprobs(self, index: int, tokens: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if self.top_logprobs is None:

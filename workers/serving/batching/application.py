@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -13,11 +12,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.domain.errors import AuthenticationFailed, BitmillError, InvalidRequest
-from app.domain.http_status import status_of
+from app.domain.errors import BitmillError, InvalidParameter
 from app.streaming import ClientGone, RelayResponse, unless_disconnected
 from workers.serving.batching.answers import Answer, ChatAnswer, TextAnswer, Usage, WholeChoice
 from workers.serving.batching.generator import BatchedGenerator, Piece
+from workers.serving.batching.http import health, on_bitmill_error, read_body
 from workers.serving.batching.prompts import (
     Job,
     chat_prompts,
@@ -41,11 +40,12 @@ def create_application(generator: BatchedGenerator, *, public_name: str, api_key
     app.state.generator = generator
     app.state.public_name = public_name
     app.state.api_key = api_key
-    app.add_exception_handler(BitmillError, _on_bitmill_error)
+    app.add_exception_handler(BitmillError, on_bitmill_error)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/cache_usage", cache_usage, methods=["GET"])
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", completions, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/embeddings", refuse_embeddings, methods=["POST"], response_model=None)
     return app
 
 
@@ -57,17 +57,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
-
-
 async def cache_usage(request: Request) -> float:
     generator: BatchedGenerator = request.app.state.generator
     return generator.cache_usage()
 
 
 async def chat_completions(request: Request) -> Response:
-    parsed = parse_request(ChatCompletionRequest, await _body(request))
+    parsed = parse_request(ChatCompletionRequest, await read_body(request))
     generator: BatchedGenerator = request.app.state.generator
     prompts = await asyncio.to_thread(chat_prompts, generator, parsed)
     todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="messages")
@@ -76,7 +72,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def completions(request: Request) -> Response:
-    parsed = parse_request(CompletionRequest, await _body(request))
+    parsed = parse_request(CompletionRequest, await read_body(request))
     generator: BatchedGenerator = request.app.state.generator
     prompts = await asyncio.to_thread(text_prompts, generator, parsed)
     todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="prompt")
@@ -85,14 +81,11 @@ async def completions(request: Request) -> Response:
     return await _answer(request, parsed, answer, todo, Usage(sum(map(len, prompts))))
 
 
-async def _body(request: Request) -> Any:
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not secrets.compare_digest(given.encode(), request.app.state.api_key.encode()):
-        raise AuthenticationFailed("this engine answers its serving host only")
-    try:
-        return json.loads(await request.body())
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+async def refuse_embeddings(request: Request) -> Response:
+    raise InvalidParameter(
+        f"the model {request.app.state.public_name!r} writes text; embeddings need a model that was made for them",
+        param="model",
+    )
 
 
 async def _answer(
@@ -168,8 +161,3 @@ async def _events(
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _on_bitmill_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, BitmillError)  # noqa: S101 -- registered for this class only
-    return JSONResponse({"error": error.to_dict()}, status_code=status_of(error))

@@ -18,8 +18,10 @@ import torch
 from transformers import (
     AutoTokenizer,
     ContinuousBatchingConfig,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedTokenizerFast,
 )
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 # How the families of models end a turn. Some checkpoints fail to list theirs among the end-of-text tokens.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>", "<turn|>")
 PAGE_TOKENS = 32
+SCORED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,13 +112,20 @@ class BatchedGenerator:
         self.ends = end_tokens(self.model, self.tokenizer)
         self.special_tokens = special_tokens(self.tokenizer)
         self.tool_format = format_of(self.tokenizer.chat_template)
-        self.grammars = Grammars(self.tokenizer, vocabulary_size=self.vocabulary_size, ends=sorted(self.ends))
+        self.grammars = self._grammars()
         # Special tokens have no text in an answer, but for those that calls of tools are written with.
         written = self.tool_format.texts if self.tool_format else ()
         self._hidden = frozenset(token for text, token in self.special_tokens.items() if text not in written)
         self.sampling_defaults = sampling_defaults(self.model.generation_config)
         self.sampler = PerRequestSampler()
         self.manager = self._manager(cache_tokens, slots)
+
+    def _grammars(self) -> Grammars | None:
+        """None: grammars are walked over the tokens of the Rust library tokenizers, and this model has others."""
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            return None
+        size = max(self.vocabulary_size, len(self.tokenizer))
+        return Grammars(self.tokenizer, vocabulary_size=size, ends=sorted(self.ends))
 
     def _manager(self, cache_tokens: int, slots: int) -> Any:
         generation = GenerationConfig(do_sample=False, eos_token_id=sorted(self.ends) or [-1])
@@ -170,17 +180,25 @@ class BatchedGenerator:
         """A token's bytes, which may be a part of a character only. Some rows of a model stand for no token."""
         if token >= len(self.tokenizer):
             return b""
+        if self.grammars is None:
+            return self.token_text(token).encode()
         return self.grammars.tokens.decode_bytes([token])
 
     @torch.inference_mode()
     def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
         """What the model says of each token of a prompt, given those before it; of the first it says nothing.
 
-        A pass of its own, beside the batch: weights are only read.
+        Passes of their own, beside the batch: weights are only read. Scores over the vocabulary take too much memory
+        for more than a part of a prompt at a time.
         """
-        scores = self.model(torch.tensor([list(prompt)], device=self.model.device), use_cache=False).logits[0]
-        told = [token_logprob(token, row, top) for token, row in zip(prompt[1:], scores, strict=False)]
-        return [TokenLogprob(prompt[0], None, ()), *told]
+        told = [TokenLogprob(prompt[0], None, ())]
+        past = DynamicCache(config=self.model.config)
+        for start in range(0, len(prompt), SCORED_TOKENS):
+            part = torch.tensor([list(prompt[start : start + SCORED_TOKENS])], device=self.model.device)
+            scores = self.model(part, past_key_values=past, use_cache=True).logits[0]
+            following = prompt[start + 1 : start + 1 + SCORED_TOKENS]
+            told += [token_logprob(token, row, top) for token, row in zip(following, scores, strict=False)]
+        return told
 
     async def generate(
         self,
@@ -231,7 +249,7 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Those that no text is turned into, by their names."""
-    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     found = {token.content: number for number, token in added.items() if token.special}
     return found | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 

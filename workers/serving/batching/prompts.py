@@ -95,10 +95,17 @@ def _extras(generator: BatchedGenerator, request: GenerationFields) -> tuple[Mak
     form = generator.tool_format
     rules = grammar(request, form, generator.special_tokens)
     param = "response_format" if request.json_schema is not None else "tools"
+    grammars = generator.grammars
+    if rules is not None and grammars is None:
+        raise UnsupportedField(
+            f"`{param}` cannot be followed with this model's tokenizer, which is not one of the library tokenizers; "
+            f"leave it out",
+            param=param,
+        )
     tools = request.callable_tools
     one = request.parallel_tool_calls is False
     return (
-        _nothing if rules is None else lambda: generator.grammars.constraint(rules, param=param),
+        _nothing if rules is None or grammars is None else lambda: grammars.constraint(rules, param=param),
         _nothing if form is None or not tools else lambda: ToolCallReader(form, tools, at_most_one=one),
     )
 

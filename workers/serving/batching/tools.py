@@ -83,7 +83,14 @@ FORMATS: Final[tuple[ToolFormat, ...]] = (
         after=("\n", "</tool_call>"),
         opening="<tool_call>",
     ),
-    ToolFormat(  # Mistral
+    ToolFormat(  # Mistral Small 3.2 and later
+        marks=("[TOOL_CALLS]", "[ARGS]"),
+        opens=r"\s*\[TOOL_CALLS\](?P<name>[^\[\s]+)\[ARGS\]",
+        closes=r"(?=\[TOOL_CALLS\])",
+        transform={"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        opening="[TOOL_CALLS]",
+    ),
+    ToolFormat(  # Mistral before that
         marks=("[TOOL_CALLS]",),
         opens=r"\s*\[TOOL_CALLS\]",
         before=("[TOOL_CALLS]",),
@@ -147,6 +154,7 @@ class ToolCallReader:
         if self._broken:
             return text, []
         known = len(self.calls)
+        whole = self._text + text
         content = ""
         try:
             for found in self._events(text, final):
@@ -154,7 +162,7 @@ class ToolCallReader:
         except (ValueError, KeyError) as error:
             log.info("a call of a tool could not be read and stays text: %s", error)
             self._broken = True
-            content += self._text[self._call_start :]
+            content += whole[self._call_start :]
         return content, self.calls[known:]
 
     def _events(self, text: str, final: bool) -> Iterator[dict[str, Any]]:

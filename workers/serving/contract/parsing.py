@@ -133,8 +133,8 @@ def _check_completion(request: CompletionRequest) -> None:
             f"ask for that many with `n` and choose by their logprobs",
             param="best_of",
         )
-    if request.max_tokens == 0 and not request.echo:
-        raise InvalidParameter("`max_tokens` = 0 asks for nothing; it needs echo=true", param="max_tokens")
+    if request.max_tokens == 0 and not (request.echo and request.logprobs is not None):
+        raise InvalidParameter("`max_tokens` = 0 asks for nothing without `echo` and `logprobs`", param="max_tokens")
 
 
 REQUESTS: Final[dict[str, type[Strict]]] = {

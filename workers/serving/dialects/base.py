@@ -40,10 +40,11 @@ class Dialect:
 
 
 class EventStream(httpx.AsyncByteStream):
-    """Server-sent events from a generator, as the body of an answer."""
+    """Server-sent events from a generator, as the body of an answer. `close` runs even if nobody reads any."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> None:
         self._events = events
+        self._close = close
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for event in self._events:
@@ -51,10 +52,11 @@ class EventStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._events.aclose()
+        await self._close()
 
 
-def streamed(events: AsyncGenerator[bytes, None]) -> httpx.Response:
-    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=EventStream(events))
+def streamed(events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> httpx.Response:
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=EventStream(events, close))
 
 
 def whole(value: dict[str, Any]) -> httpx.Response:

@@ -107,7 +107,7 @@ async def ask_streamed(upstream: Upstream, call: Call, parts: Sequence[Part], *,
     if first.status_code >= 400:
         return first
     streams = [_pieces(upstream, part, first if index == 0 else None) for index, part in enumerate(parts)]
-    return streamed(_events(call, parts, one_by_one(streams) if in_turn else merged(streams)))
+    return streamed(_events(call, parts, one_by_one(streams) if in_turn else merged(streams)), first.aclose)
 
 
 async def _pieces(

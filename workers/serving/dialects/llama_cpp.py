@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from app.domain.errors import InvalidParameter, UnsupportedField
+from app.domain.errors import ContextLengthExceeded, InvalidParameter, UnsupportedField
 from workers.serving.contract.call import Call, check_logit_bias
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest
@@ -31,6 +31,10 @@ from workers.serving.dialects.llama_cpp_edits import JsonEdit, TextEdit, chat_ed
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
+# What it says, as an error of its own, of a text for an embedding.
+TOO_LONG: Final = b"too large to process"
+# What it says where it cannot tell calls from content, for example because a character is cut off.
+UNREADABLE: Final = b"does not match the expected"
 # Its seeds have 32 bits, of which the last stands for "a random one".
 SEEDS: Final = 2**32 - 1
 DROPPED: Final = frozenset({"best_of", "echo", "max_completion_tokens", "n", "stream_options"})
@@ -69,6 +73,23 @@ class LlamaCppDialect(Dialect):
         self._facts: WeakKeyDictionary[object, Facts] = WeakKeyDictionary()
 
     async def ask(self, upstream: Upstream, call: Call) -> httpx.Response:
+        answer = await self._ask(upstream, call)
+        if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR and TOO_LONG in await answer.aread():
+            await answer.aclose()
+            raise ContextLengthExceeded(
+                "a text in `input` is longer than this model reads in one go; split it, or raise "
+                "BITMILL_SERVING_CONTEXT_LENGTH if the model allows it",
+                param="input",
+            )
+        if answer.status_code == httpx.codes.NOT_IMPLEMENTED:
+            await answer.aclose()
+            embeds = "writes text; embeddings need a model that was made for them"
+            writes = "is one for embeddings and writes no text; use /v1/embeddings"
+            kind = writes if isinstance(call.request, GenerationFields) else embeds
+            raise InvalidParameter(f"the model {call.body['model']!r} {kind}", param="model")
+        return answer
+
+    async def _ask(self, upstream: Upstream, call: Call) -> httpx.Response:
         request = call.request
         if not isinstance(request, GenerationFields):
             return await upstream.post(call.path, call.body)
@@ -78,10 +99,20 @@ class LlamaCppDialect(Dialect):
         except Refused as refused:
             return refused.answer
         if _passes_unchanged(call):
-            return await upstream.post(call.path, parts[0].body)
+            return await self._unchanged(upstream, call, parts[0])
         ask = ask_streamed if request.stream else ask_whole
         # Choices that run beside each other change each other's rounding errors.
         return await ask(upstream, call, parts, in_turn=request.seed is not None)
+
+    async def _unchanged(self, upstream: Upstream, call: Call, part: Part) -> httpx.Response:
+        answer = await upstream.post(call.path, part.body)
+        failed = answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+        if not (failed and isinstance(call.request, ChatCompletionRequest) and UNREADABLE in await answer.aread()):
+            return answer
+        # Calls of tools were looked for in a text that holds none, and is no proper text either.
+        await answer.aclose()
+        as_text = [part async for part in _template_parts(upstream, call, call.request, grammar=None)]
+        return await ask_whole(upstream, call, as_text, in_turn=False)
 
     async def _check(self, upstream: Upstream, request: GenerationFields) -> None:
         if request.logit_bias:
@@ -125,7 +156,10 @@ async def _parts(upstream: Upstream, call: Call) -> AsyncIterator[Part]:
         return
     assert isinstance(request, ChatCompletionRequest)  # noqa: S101 -- there is no third kind
     if request.json_schema is not None or request.must_call:
-        async for part in _json_parts(upstream, call, request):
+        grammar = _grammar(request)
+        param = "tools" if request.must_call else "response_format"
+        await asyncio.to_thread(check_grammar, grammar, param=param)
+        async for part in _template_parts(upstream, call, request, grammar=grammar):
             yield part
         return
     for choice in range(request.n):
@@ -141,23 +175,18 @@ async def _text_parts(upstream: Upstream, call: Call, request: CompletionRequest
             yield Part(COMPLETIONS, body, number, TextEdit(request, echoed), opening)
 
 
-async def _json_parts(upstream: Upstream, call: Call, request: ChatCompletionRequest) -> AsyncIterator[Part]:
-    """The conversation as the template writes it, to be continued by the grammar and nothing else."""
-    given = (
-        ("messages", "tools", "chat_template_kwargs")
-        if request.callable_tools
-        else ("messages", "chat_template_kwargs")
-    )
+async def _template_parts(
+    upstream: Upstream, call: Call, request: ChatCompletionRequest, *, grammar: str | None
+) -> AsyncIterator[Part]:
+    """The conversation as the template writes it, to be continued by the grammar and nothing else, or freely."""
+    given = {"messages", "chat_template_kwargs"} | ({"tools"} if request.callable_tools else set())
     question = {name: call.body[name] for name in given if name in call.body}
     prompt = (await _answer(upstream, "/apply-template", question))["prompt"]
-    grammar = _grammar(request)
-    await asyncio.to_thread(check_grammar, grammar, param="tools" if request.must_call else "response_format")
     opening = {"delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}
     for choice in range(request.n):
-        body = _without(_body(call, request, choice), OF_CHAT) | {
-            "prompt": prompt,
-            "grammar": "%llguidance {}\n" + grammar,
-        }
+        body = _without(_body(call, request, choice), OF_CHAT) | {"prompt": prompt}
+        if grammar is not None:
+            body["grammar"] = f"%llguidance {{}}\n{grammar}"
         if request.logprobs:
             body["logprobs"] = max(request.top_logprobs or 0, 1)
         yield Part(COMPLETIONS, body, 0, JsonEdit(request), opening)

@@ -11,6 +11,7 @@ from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
 from app.storage.artifacts import gguf_file
+from workers.gguf_safety import read_keys
 from workers.serving.contract.capabilities import LLAMA_CPP
 from workers.serving.engines.base import (
     API_KEY_VARIABLE,
@@ -68,6 +69,8 @@ class LlamaCppEngine(Engine):
             arguments["--guess"] = str(options.speculation.tokens)
             if options.speculation.draft is not None:
                 arguments["--draft"] = str(model_file(options.speculation.draft))
+        if _makes_embeddings(model):
+            arguments["--embedding"] = "1"
         flags = [part for pair in arguments.items() for part in pair]
         return EngineProcess(
             argv=[sys.executable, "-m", MODULE, *flags],
@@ -76,6 +79,15 @@ class LlamaCppEngine(Engine):
             health_path="/health",
             upstream_model=options.public_name,
         )
+
+
+def _makes_embeddings(model: Path) -> bool:
+    """Whether the file says how a text's vectors become one, which only models for embeddings do."""
+    try:
+        keys = read_keys(model)
+    except ValueError:
+        return False  # the engine, which is told to load it, will say what is wrong with it
+    return bool(keys.get(f"{keys.get('general.architecture')}.pooling_type"))
 
 
 def model_file(folder: Path) -> Path:

@@ -56,6 +56,10 @@ def parameters(arguments: argparse.Namespace) -> xllamacpp.CommonParams:
     # A conversation that ends with the assistant is answered, not continued.
     params.prefill_assistant = False
     _sample_as_its_makers(params, Path(arguments.model).with_name("generation_config.json"))
+    if arguments.embedding:
+        params.embedding = True
+        # Such models read a text in one go.
+        params.n_ubatch = params.n_batch = arguments.context_length
     _speculate(params, arguments)
     return params
 
@@ -116,6 +120,7 @@ def _arguments() -> argparse.Namespace:
     for name in ("--port", "--context-length", "--cache-tokens", "--slots", "--threads"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--guess", type=int, default=0)
+    parser.add_argument("--embedding", type=int, default=0)
     parser.add_argument("--draft", default="")
     return parser.parse_args()
 

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
+from app.storage.pooling import read_pooling
 from workers.serving.batching.application import create_application
 from workers.serving.batching.generator import BatchedGenerator
+from workers.serving.embedding.application import create_embedding_application
+from workers.serving.embedding.model import EmbeddingModel
 from workers.serving.engines.base import API_KEY_VARIABLE
 
 
@@ -20,15 +24,24 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    app = _application(arguments, Path(arguments.model))
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+
+
+def _application(arguments: argparse.Namespace, folder: Path) -> FastAPI:
+    identity = {"public_name": arguments.name, "api_key": os.environ[API_KEY_VARIABLE]}
+    pooling = read_pooling(folder)
+    if pooling is not None:
+        model = EmbeddingModel(folder, pooling, context_length=arguments.context_length, dtype=arguments.dtype)
+        return create_embedding_application(model, **identity)
     generator = BatchedGenerator(
-        Path(arguments.model),
+        folder,
         context_length=arguments.context_length,
         cache_tokens=arguments.cache_tokens,
         slots=arguments.slots,
         dtype=arguments.dtype,
     )
-    app = create_application(generator, public_name=arguments.name, api_key=os.environ[API_KEY_VARIABLE])
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+    return create_application(generator, **identity)
 
 
 def _arguments() -> argparse.Namespace:

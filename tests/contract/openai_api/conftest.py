@@ -1,0 +1,93 @@
+"""One host for these tests, with a model of each kind on each engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from app.domain.artifacts import ArtifactKind
+from app.domain.quantization.catalog import parse_method
+from app.persistence.schema import migrate
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage.checkpoints import inspect_checkpoint
+from tests.fakes.checkpoints import TOOLS_TEMPLATE, tiny_llama
+from tests.fakes.openai_requests import CONTEXT_LENGTH, ENGINES
+from tests.fakes.run import RecordingRun
+from tests.fakes.serving import add_model, running_host
+from workers.quantization.registry import load_method
+
+
+@pytest.fixture(scope="package")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    data = tmp_path_factory.mktemp("contract")
+    settings = Settings(data_dir=data, serving_context_length=CONTEXT_LENGTH, serving_max_models=6)
+    migrate(settings.database)
+    database = Database(settings.database)
+    for kind, template in (("plain", None), ("tools", TOOLS_TEMPLATE)):
+        source = tiny_llama(
+            data / kind, hidden_size=256, intermediate_size=512, chat_template=template, initializer_range=0.15
+        )
+        for engine, method in ENGINES.items():
+            folder = settings.artifacts_folder / f"{engine}-{kind}"
+            folder.mkdir(parents=True)
+            spec, params = parse_method(method)
+            checkpoint = inspect_checkpoint(source)
+            load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
+            add_model(database, f"{kind}:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
+    source = tiny_embedding_model(data / "embedding")
+    for engine, method in ENGINES.items():
+        folder = settings.artifacts_folder / f"{engine}-embedding"
+        folder.mkdir(parents=True)
+        checkpoint = inspect_checkpoint(source)
+        spec, params = parse_method(method)
+        load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
+        add_model(database, f"embedding:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
+    database.close()
+    return settings
+
+
+def tiny_embedding_model(folder: Path) -> Path:
+    """As sentence-transformers saves one: a model, and how its vectors are pooled."""
+    tiny_llama(folder, hidden_size=256, intermediate_size=512, initializer_range=0.15)
+    modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    listed = [
+        {"idx": int(number), "name": number, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, path, kind in modules
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 256, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def host(settings: Settings) -> Iterator[str]:
+    with running_host(settings) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def client(host: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{host}/v1", api_key="unused", max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="package", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="package")
+def model(engine: str) -> str:
+    return f"plain:{engine}"
+
+
+@pytest.fixture(scope="package")
+def calling_model(engine: str) -> str:
+    return f"tools:{engine}"

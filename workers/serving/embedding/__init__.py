@@ -1,0 +1,1 @@
+"""The transformers engine's other half: models whose answers are vectors."""
