@@ -35,6 +35,8 @@ SLOTS: Final = 16
 CONTEXT: Final = 512
 LEVELS: Final = (1, 8, 16, 32)
 QUICK_LEVELS: Final = (1, 16)
+# How many answers are measured at each level.
+REQUESTS: Final = {1: 4, 8: 16, 16: 32, 32: 48}
 LOAD_SECONDS: Final = 300
 
 LLAMA_CPP: Final = """
@@ -146,7 +148,7 @@ def compare(
             found: dict[str, list[Measured]] = {"ours": [], "peer": []}
             for number in range(rounds):
                 for name, server in (("ours", ours), ("peer", peer)):
-                    requests = max(2 * concurrency, 4)
+                    requests = REQUESTS[concurrency]
                     plan = {"concurrency": concurrency, "requests": requests, "offset": 100 * number}
                     found[name].append(asyncio.run(measure(server, stream=stream, **plan)))
             yield row_of(found["ours"], found["peer"], concurrency, stream=stream)
@@ -189,7 +191,7 @@ class Bench:
         self.url = url
         self.client = client
         self.levels = QUICK_LEVELS if quick else LEVELS
-        self.rounds = 2 if quick else 3
+        self.rounds = 2
 
     def beside_bare(self, case: Case) -> Iterator[dict[str, Any]]:
         name = quantize(self.client, case.method)
@@ -223,7 +225,7 @@ def label(method: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"levels {QUICK_LEVELS} and two rounds")
+    parser.add_argument("--quick", action="store_true", help=f"levels {QUICK_LEVELS} only")
     parser.add_argument("--engine", action="append", help="only this engine; may be repeated")
     parser.add_argument("--engines-folder", type=Path, default=ROOT / "bitmill-data" / "engines", help="where vLLM is")
     arguments = parser.parse_args()
