@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +14,10 @@ from tests.fakes.serving import error_of
 
 # One artifact for each engine; the second of each has a chat template that knows of tools.
 ENGINES = {"transformers": {"type": "none", "dtype": "bf16"}, "llama_cpp": {"type": "gguf", "quantization": "Q8_0"}}
+# vLLM has an environment of its own, and takes part where BITMILL_TEST_ENGINES_DIR says that it is installed.
+ENGINES_FOLDER = Path(os.environ["BITMILL_TEST_ENGINES_DIR"]) if "BITMILL_TEST_ENGINES_DIR" in os.environ else None
+if ENGINES_FOLDER is not None and (ENGINES_FOLDER / "vllm").exists():
+    ENGINES["vllm"] = {"type": "none", "dtype": "bf16"}
 CONTEXT_LENGTH = 1024
 HELLO: Any = [{"role": "user", "content": "What is the capital of France?"}]
 PROMPT = "The miller carried the grain."

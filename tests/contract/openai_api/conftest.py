@@ -11,12 +11,13 @@ import pytest
 
 from app.domain.artifacts import ArtifactKind
 from app.domain.quantization.catalog import parse_method
+from app.persistence.deployments import DeploymentRepository
 from app.persistence.schema import migrate
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
 from tests.fakes.checkpoints import TOOLS_TEMPLATE, tiny_llama
-from tests.fakes.openai_requests import CONTEXT_LENGTH, ENGINES
+from tests.fakes.openai_requests import CONTEXT_LENGTH, ENGINES, ENGINES_FOLDER
 from tests.fakes.run import RecordingRun
 from tests.fakes.serving import add_model, running_host
 from workers.quantization.registry import load_method
@@ -25,7 +26,10 @@ from workers.quantization.registry import load_method
 @pytest.fixture(scope="package")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     data = tmp_path_factory.mktemp("contract")
-    settings = Settings(data_dir=data, serving_context_length=CONTEXT_LENGTH, serving_max_models=6)
+    settings = Settings(
+        data_dir=data, engines_dir=ENGINES_FOLDER, serving_context_length=CONTEXT_LENGTH,
+        serving_max_models=3 * len(ENGINES), serving_load_timeout_seconds=600,
+    )  # fmt: skip
     migrate(settings.database)
     database = Database(settings.database)
     for kind, template in (("plain", None), ("tools", TOOLS_TEMPLATE)):
@@ -39,6 +43,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             checkpoint = inspect_checkpoint(source)
             load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
             add_model(database, f"{kind}:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
+            serve_on(database, f"{kind}:{engine}", engine)
     source = tiny_embedding_model(data / "embedding")
     for engine, method in ENGINES.items():
         folder = settings.artifacts_folder / f"{engine}-embedding"
@@ -47,8 +52,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         spec, params = parse_method(method)
         load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
         add_model(database, f"embedding:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
+        serve_on(database, f"embedding:{engine}", engine)
     database.close()
     return settings
+
+
+def serve_on(database: Database, model: str, engine: str) -> None:
+    with database.transaction() as session:
+        DeploymentRepository(session).put(model, {"engine": engine})
 
 
 def tiny_embedding_model(folder: Path) -> Path:
