@@ -49,8 +49,10 @@ class Measured:
 async def measure(server: Server, *, concurrency: int, requests: int, stream: bool, offset: int = 0) -> Measured:
     """All requests through `concurrency` clients. Tokens per second count the answers' tokens alone."""
     waiting = iter(range(requests))
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(timeout=600, limits=limits, headers=server.headers) as client:
+    # llama.cpp's server closes connections as it pleases, which a client that keeps them would have to forgive.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    headers = {"connection": "close", **server.headers}
+    async with httpx.AsyncClient(timeout=600, limits=limits, headers=headers) as client:
 
         async def one_client() -> list[Answer]:
             return [await ask(client, server, offset + number, stream=stream) for number in waiting]
