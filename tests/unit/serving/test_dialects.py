@@ -195,3 +195,13 @@ def test_embeddings_that_cannot_be(reply: Reply, kind: type[BitmillError], param
     with pytest.raises(kind) as raised:
         Server(v1__embeddings=reply).ask("/v1/embeddings", input="A")
     assert raised.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("given", "top_k"),
+    [({"temperature": 0}, 1), ({"temperature": 0, "top_k": 5}, 5), ({"temperature": 0.5}, None), ({}, None)],
+)
+def test_greedy_requests_spare_the_samplers_the_whole_vocabulary(given: dict[str, Any], top_k: int | None) -> None:
+    server = Server(v1__chat__completions=chat)
+    server.ask("/v1/chat/completions", messages=HI, **given)
+    assert server.asked[0][1].get("top_k") == top_k

@@ -204,6 +204,9 @@ def _body(call: Call, request: GenerationFields, choice: int) -> dict[str, Any]:
     body = _without(call.body, DROPPED)
     if request.token_limit is not None:
         body["max_tokens"] = request.token_limit
+    if request.temperature == 0:
+        # The best token is the best of one, too; without this, its samplers look at the whole vocabulary each time.
+        body.setdefault("top_k", 1)
     if request.seed is not None:
         body |= {"seed": (request.seed + choice) % SEEDS, "cache_prompt": False}
     if isinstance(request, ChatCompletionRequest) and request.logprobs:
