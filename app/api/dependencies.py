@@ -34,8 +34,11 @@ def get_worker_service(request: Request) -> WorkerService:
     return service
 
 
-def require_api_key(request: Request) -> None:
-    """Demands one of the configured keys, if any are. Compares in constant time."""
+async def require_api_key(request: Request) -> None:
+    """Demands one of the configured keys, if any are. Compares in constant time.
+
+    Asynchronous although it waits for nothing: FastAPI would visit a thread for it, at every request.
+    """
     keys: tuple[str, ...] = request.app.state.settings.api_keys
     if not keys:
         return
