@@ -35,11 +35,12 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     """Raises InvalidRequest where it is no JSON object, InvalidParameter where it names no model."""
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where lists are nested by the thousand
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(body).__name__}")
-    if not isinstance(body.get("model"), str):
+    # What cannot be printed, such as half a character, no database takes either.
+    if not isinstance(body.get("model"), str) or not body["model"].isprintable():
         raise InvalidParameter(f"`model` must be a model's name, not {body.get('model')!r}", param="model")
     return body
 
