@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -96,9 +97,11 @@ class Forwarder:
     async def _forward(self, model: ServedModel, path: str, body: dict[str, Any]) -> Response:
         keep_alive = take_keep_alive(body)
         call = parse_call(path, body)
+        came = time.monotonic()
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(self.pool.lease(model, keep_alive=keep_alive))
-            observation = self._observe(model, streamed=body.get("stream") is True)
+            observation = self._observe(model, streamed=call.streams, started=came)
+            stack.push(observation.left)
             deadline = Deadline(self.settings)
             upstream = await self._ask(running, call, model.name, deadline)
             stack.push_async_callback(upstream.aclose)
@@ -112,9 +115,9 @@ class Forwarder:
             owned = stack.pop_all()
             return RelayResponse(events, owned.aclose, status_code=upstream.status_code, headers=STREAM_HEADERS)
 
-    def _observe(self, model: ServedModel, *, streamed: bool) -> Observation:
+    def _observe(self, model: ServedModel, *, streamed: bool, started: float) -> Observation:
         engine = self.pool.engine_of(model.name)
-        return Observation(self.pool.metrics, model.name, engine, streamed=streamed)
+        return Observation(self.pool.metrics, model.name, engine, streamed=streamed, started=started)
 
     async def _ask(self, running: Running, call: Call, public_name: str, deadline: Deadline) -> httpx.Response:
         """The answer as it begins, in OpenAI's shape whatever the engine's own is."""

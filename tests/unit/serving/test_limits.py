@@ -118,3 +118,21 @@ def test_a_stream_that_its_client_leaves_counts_as_aborted(host_url: str, tmp_pa
         next(answer.iter_bytes())
     until(lambda: pool.view()[0]["in_flight"] == 0)
     assert 'finished_reason="abort"' in httpx.get(f"{host_url}/metrics").text
+
+
+def test_an_answer_that_its_client_does_not_wait_for_counts_as_aborted(
+    host_url: str, tmp_path: Path, pool: ModelPool, fake_engine: FakeEngine
+) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(host_url + CHAT, json=body(user=str(tmp_path / "never")), timeout=1)
+    until(lambda: fake_engine.events("request") and pool.view()[0]["in_flight"] == 0)
+    assert 'finished_reason="abort"' in httpx.get(f"{host_url}/metrics").text
+
+
+def test_waiting_for_a_model_belongs_to_the_time_of_its_first_token(host_url: str, pool: ModelPool) -> None:
+    post(host_url, stream=True)
+    lines = dict(line.rsplit(" ", 1) for line in httpx.get(f"{host_url}/metrics").text.splitlines() if line[0] != "#")
+    labels = f'{{engine="fake",model_name="{MODEL}"}}'
+    loading = pool.view()[0]["load_seconds"]
+    assert float(lines[f"vllm:time_to_first_token_seconds_sum{labels}"]) > loading
+    assert float(lines[f"vllm:e2e_request_latency_seconds_sum{labels}"]) > loading
