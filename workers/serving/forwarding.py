@@ -29,6 +29,7 @@ from workers.serving.wire import error_event, public_answer, public_error, publi
 
 log = logging.getLogger(__name__)
 
+KEY_REFUSED = (401, 403)
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
@@ -131,6 +132,8 @@ class Forwarder:
                 return await load_dialect(engine.dialect).ask(upstream, call)
         except TimeoutError as error:
             raise (deadline.no_first_token() if call.streams else deadline.not_whole()) from error
+        except httpx.TransportError as error:  # a dialect was reading when the engine broke off
+            raise _broken(public_name, error) from error
 
     async def _post(self, running: Running, public_name: str, path: str, body: dict[str, Any]) -> httpx.Response:
         content = json.dumps(_upstream_body(body, running.upstream_model)).encode()
@@ -176,12 +179,14 @@ class Forwarder:
             raise deadline.not_whole() from error
         except httpx.TransportError as error:
             raise _broken(public_name, error) from error
-        if upstream.status_code >= 500:
+        # A key that is not taken is the host's own, whatever the client's may be.
+        if upstream.status_code >= 500 or upstream.status_code in KEY_REFUSED:
             log.error("the engine of %s failed (%d): %r", public_name, upstream.status_code, answer[:1000])
             raise EngineFailed(f"the engine of {public_name!r} failed on this request; the host's log has the reason")
         if upstream.status_code >= 400:
             refusal = public_error(upstream.status_code, answer, public_name)
-            return Response(refusal, status_code=upstream.status_code, media_type="application/json")
+            later = {name: upstream.headers[name] for name in ("retry-after",) if name in upstream.headers}
+            return Response(refusal, upstream.status_code, later, media_type="application/json")
         public = public_answer(answer, public_name, observation)
         observation.end()
         return Response(public, media_type="application/json")

@@ -47,7 +47,8 @@ def as_response(answer: Response, request: ResponsesRequest) -> Response:
         value["error"]["param"] = FIELDS.get(value["error"]["param"], value["error"]["param"])
     else:
         value = _whole(value, request)
-    return Response(json.dumps(value).encode(), status_code=answer.status_code, media_type="application/json")
+    later = {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
+    return Response(json.dumps(value).encode(), answer.status_code, later, media_type="application/json")
 
 
 def _whole(completion: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:
