@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from workers.serving.dialects.base import Dialect, Upstream
 from workers.serving.forwarding import Forwarder
 from workers.serving.pool import ModelPool
 from workers.serving.responses import as_response
+from workers.serving.wire import public_events
 
 CHAT = "/v1/chat/completions"
 
@@ -76,3 +78,25 @@ def test_an_engine_that_breaks_off_while_a_dialect_reads(ask: Ask, monkeypatch: 
     monkeypatch.setattr(Dialect, "ask", read)
     with pytest.raises(EngineFailed, match="broke off"):
         ask(httpx.Response(200, stream=Broken()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_events_with_other_line_ends_pass_one_by_one(size: int) -> None:
+    stream = b'data: {"choices": [1]}\r\n\r\ndata: {"choices": [2]}\r\n\r\ndata: [DONE]\r\n\r\n'
+
+    async def scenario() -> None:
+        left = stream
+
+        async def chunks() -> AsyncIterator[bytes]:
+            nonlocal left
+            while left:
+                chunk, left = left[:size], left[size:]
+                yield chunk
+
+        events = public_events(chunks(), "a")
+        first = await anext(events)
+        assert size == 1000 or left, "the first event came with the last"
+        text = first + b"".join([event async for event in events])
+        assert text == b'data: {"choices":[1],"model":"a"}\n\ndata: {"choices":[2],"model":"a"}\n\ndata: [DONE]\n\n'
+
+    asyncio.run(scenario())
