@@ -29,6 +29,8 @@ from workers.serving.wire import error_event, public_answer, public_error, publi
 
 log = logging.getLogger(__name__)
 
+# How long after its deadline a stream may take to say that it is over: a client that reads nothing holds a slot.
+LAST_WORDS_SECONDS = 2.0
 KEY_REFUSED = (401, 403)
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
@@ -114,7 +116,13 @@ class Forwarder:
             events = _until(deadline, public_events(chunks, model.name, observation, hide_usage=hidden))
             # The lease and the connection now belong to the answer, which returns them when it ends.
             owned = stack.pop_all()
-            return RelayResponse(events, owned.aclose, status_code=upstream.status_code, headers=STREAM_HEADERS)
+            return RelayResponse(
+                events,
+                owned.aclose,
+                status_code=upstream.status_code,
+                headers=STREAM_HEADERS,
+                until=deadline.total + LAST_WORDS_SECONDS,
+            )
 
     def _observe(self, model: ServedModel, *, streamed: bool, started: float) -> Observation:
         engine = self.pool.engine_of(model.name)

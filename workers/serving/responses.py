@@ -41,7 +41,7 @@ def as_response(answer: Response, request: ResponsesRequest) -> Response:
     if isinstance(answer, RelayResponse):
         events = ResponseStream(request).events(answer.chunks)
         headers = {name.decode(): value.decode() for name, value in answer.raw_headers}
-        return RelayResponse(events, answer.close, status_code=answer.status_code, headers=headers)
+        return RelayResponse(events, answer.close, status_code=answer.status_code, headers=headers, until=answer.until)
     value = json.loads(bytes(answer.body))
     if "error" in value:
         value["error"]["param"] = FIELDS.get(value["error"]["param"], value["error"]["param"])

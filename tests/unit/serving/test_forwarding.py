@@ -100,3 +100,30 @@ def test_events_with_other_line_ends_pass_one_by_one(size: int) -> None:
         assert text == b'data: {"choices":[1],"model":"a"}\n\ndata: {"choices":[2],"model":"a"}\n\ndata: [DONE]\n\n'
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_a_client_that_reads_nothing_does_not_keep_its_slot(settings: Settings, tmp_path: Path, path: str) -> None:
+    piece = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield piece
+
+    def answer_of(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=pieces(), headers={"content-type": "text/event-stream"})
+
+    async def stall(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario(pool: ModelPool) -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer_of)) as client:
+            body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+            answer = await Forwarder(pool, client, small).forward(model(settings, "a"), CHAT, body)
+            if path != CHAT:
+                answer = as_response(answer, ResponsesRequest(model="a", input="Hi", stream=True))
+            assert pool.view()[0]["in_flight"] == 1
+            await asyncio.wait_for(answer({"type": "http"}, stall, stall), 10)
+        assert pool.view()[0]["in_flight"] == 0
+
+    small = settings.model_copy(update={"serving_total_timeout_seconds": 0.5})
+    run(small, FakeEngine(tmp_path), scenario)
