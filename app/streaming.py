@@ -47,7 +47,10 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
 
 
 class RelayResponse(Response):
-    """Sends chunks as they come. `close` runs once, whether the answer ended, broke or lost its client."""
+    """Sends chunks as they come. `close` runs once, whether the answer ended, broke or lost its client.
+
+    `until`, a moment of the event loop's clock, ends it even where the client stays and reads nothing.
+    """
 
     def __init__(
         self,
@@ -56,16 +59,20 @@ class RelayResponse(Response):
         *,
         status_code: int,
         headers: Mapping[str, str],
+        until: float | None = None,
     ) -> None:
         super().__init__(status_code=status_code)
+        self.until = until
         self.chunks = chunks
         self.close = close
         self.raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with suppress(ClientGone):
-                await unless_disconnected(receive, self._send(send))
+            # A time-out leaves the answer incomplete, so that the server closes the connection.
+            with suppress(ClientGone, TimeoutError):
+                async with asyncio.timeout_at(self.until):
+                    await unless_disconnected(receive, self._send(send))
         finally:
             await self.close()
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 FOREVER: Final = -1.0
+LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
@@ -18,15 +19,22 @@ def parse_keep_alive(value: Any) -> float:
     Raises ValueError.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if value >= 0 else FOREVER
+        return _checked(value)
     text = value.strip() if isinstance(value, str) else ""
     if re.fullmatch(r"-?\d+(\.\d+)?", text):
-        return parse_keep_alive(float(text))
+        return _checked(float(text))
     if not text or _PART.sub("", text.removeprefix("-")):
         raise ValueError(f"{value!r} is no duration; give seconds, a text such as '10m' or '1h30m', or -1 for ever")
     if text.startswith("-"):
         return FOREVER
-    return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+    return _checked(sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text)))
+
+
+def _checked(seconds: float) -> float:
+    """JSON has numbers beyond every clock, and its readers take NaN and Infinity."""
+    if not seconds <= LONGEST_SECONDS:
+        raise ValueError(f"a duration has at most {LONGEST_SECONDS} seconds, a hundred years; give -1 for ever")
+    return float(seconds) if seconds >= 0 else FOREVER
 
 
 KeepAlive = Annotated[float, BeforeValidator(parse_keep_alive)]

@@ -178,6 +178,7 @@ class Deployment:
         self.on_end(self, f"it {self.running.how_it_ended()}")
 
     def view(self) -> dict[str, Any]:
+        expires_at = self.expires_at  # asked once: a request may come meanwhile
         return {
             "object": "deployment",
             "model": self.name,
@@ -185,7 +186,7 @@ class Deployment:
             "engine": self.engine.spec.name,
             "pinned": self.pinned,
             "keep_alive_seconds": self.keep_alive_seconds,
-            "expires_at": int(self.expires_at) if self.expires_at is not None else None,
+            "expires_at": int(expires_at) if expires_at is not None else None,
             "context_length": self.options.context_length,
             "slots": self.options.slots,
             "slots_in_use": min(self.admission.running, self.options.slots),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -28,6 +29,9 @@ from workers.serving.wire import error_event, public_answer, public_error, publi
 
 log = logging.getLogger(__name__)
 
+# How long after its deadline a stream may take to say that it is over: a client that reads nothing holds a slot.
+LAST_WORDS_SECONDS = 2.0
+KEY_REFUSED = (401, 403)
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
@@ -35,11 +39,12 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     """Raises InvalidRequest where it is no JSON object, InvalidParameter where it names no model."""
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where lists are nested by the thousand
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(body).__name__}")
-    if not isinstance(body.get("model"), str):
+    # What cannot be printed, such as half a character, no database takes either.
+    if not isinstance(body.get("model"), str) or not body["model"].isprintable():
         raise InvalidParameter(f"`model` must be a model's name, not {body.get('model')!r}", param="model")
     return body
 
@@ -95,9 +100,11 @@ class Forwarder:
     async def _forward(self, model: ServedModel, path: str, body: dict[str, Any]) -> Response:
         keep_alive = take_keep_alive(body)
         call = parse_call(path, body)
+        came = time.monotonic()
         async with AsyncExitStack() as stack:
             running = await stack.enter_async_context(self.pool.lease(model, keep_alive=keep_alive))
-            observation = self._observe(model, streamed=body.get("stream") is True)
+            observation = self._observe(model, streamed=call.streams, started=came)
+            stack.push(observation.left)
             deadline = Deadline(self.settings)
             upstream = await self._ask(running, call, model.name, deadline)
             stack.push_async_callback(upstream.aclose)
@@ -109,11 +116,17 @@ class Forwarder:
             events = _until(deadline, public_events(chunks, model.name, observation, hide_usage=hidden))
             # The lease and the connection now belong to the answer, which returns them when it ends.
             owned = stack.pop_all()
-            return RelayResponse(events, owned.aclose, status_code=upstream.status_code, headers=STREAM_HEADERS)
+            return RelayResponse(
+                events,
+                owned.aclose,
+                status_code=upstream.status_code,
+                headers=STREAM_HEADERS,
+                until=deadline.total + LAST_WORDS_SECONDS,
+            )
 
-    def _observe(self, model: ServedModel, *, streamed: bool) -> Observation:
+    def _observe(self, model: ServedModel, *, streamed: bool, started: float) -> Observation:
         engine = self.pool.engine_of(model.name)
-        return Observation(self.pool.metrics, model.name, engine, streamed=streamed)
+        return Observation(self.pool.metrics, model.name, engine, streamed=streamed, started=started)
 
     async def _ask(self, running: Running, call: Call, public_name: str, deadline: Deadline) -> httpx.Response:
         """The answer as it begins, in OpenAI's shape whatever the engine's own is."""
@@ -127,6 +140,8 @@ class Forwarder:
                 return await load_dialect(engine.dialect).ask(upstream, call)
         except TimeoutError as error:
             raise (deadline.no_first_token() if call.streams else deadline.not_whole()) from error
+        except httpx.TransportError as error:  # a dialect was reading when the engine broke off
+            raise _broken(public_name, error) from error
 
     async def _post(self, running: Running, public_name: str, path: str, body: dict[str, Any]) -> httpx.Response:
         content = json.dumps(_upstream_body(body, running.upstream_model)).encode()
@@ -172,12 +187,14 @@ class Forwarder:
             raise deadline.not_whole() from error
         except httpx.TransportError as error:
             raise _broken(public_name, error) from error
-        if upstream.status_code >= 500:
+        # A key that is not taken is the host's own, whatever the client's may be.
+        if upstream.status_code >= 500 or upstream.status_code in KEY_REFUSED:
             log.error("the engine of %s failed (%d): %r", public_name, upstream.status_code, answer[:1000])
             raise EngineFailed(f"the engine of {public_name!r} failed on this request; the host's log has the reason")
         if upstream.status_code >= 400:
             refusal = public_error(upstream.status_code, answer, public_name)
-            return Response(refusal, status_code=upstream.status_code, media_type="application/json")
+            later = {name: upstream.headers[name] for name in ("retry-after",) if name in upstream.headers}
+            return Response(refusal, upstream.status_code, later, media_type="application/json")
         public = public_answer(answer, public_name, observation)
         observation.end()
         return Response(public, media_type="application/json")

@@ -5,7 +5,9 @@ https://docs.vllm.ai/en/latest/design/metrics.html
 
 from __future__ import annotations
 
+import asyncio
 import time
+from types import TracebackType
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -70,12 +72,16 @@ class ServingMetrics:
 class Observation:
     """One request as its answer passes: call it with each object of the answer, and `end` at its end."""
 
-    def __init__(self, metrics: ServingMetrics, model: str, engine: str, *, streamed: bool) -> None:
+    def __init__(
+        self, metrics: ServingMetrics, model: str, engine: str, *, streamed: bool, started: float | None = None
+    ) -> None:
+        """`started` is when the request came, on the monotonic clock: it may have waited for a slot or a load."""
         self._metrics = metrics
         self._streamed = streamed
         self._labels = (model, engine)
-        self._started = time.monotonic()
-        self._last: float | None = None
+        self._started = time.monotonic() if started is None else started
+        self._begun = False
+        self._last: dict[int, float] = {}  # when each choice had its latest piece
         self._reasons: dict[int, str] = {}
         self._usage: dict[str, Any] = {}
         self._ended = False
@@ -85,18 +91,27 @@ class Observation:
         if isinstance(answer.get("usage"), dict):
             self._usage = answer["usage"]
         for choice in answer.get("choices") or ():
+            index = choice.get("index", 0)
             if choice.get("finish_reason"):
-                self._reasons[choice.get("index", 0)] = str(choice["finish_reason"])
-        if self._streamed and answer.get("choices"):
-            self._piece()
+                self._reasons[index] = str(choice["finish_reason"])
+            if self._streamed and _says_something(choice):
+                self._piece(index)
+        if answer.get("object") == "list":  # vectors, which have no finish reason of their own
+            self._reasons[0] = "stop"
 
-    def _piece(self) -> None:
+    def _piece(self, index: int) -> None:
         now = time.monotonic()
-        if self._last is None:
+        if not self._begun:
             self._metrics.first_token.labels(*self._labels).observe(now - self._started)
-        else:
-            self._metrics.inter_token.labels(*self._labels).observe(now - self._last)
-        self._last = now
+        elif index in self._last:
+            self._metrics.inter_token.labels(*self._labels).observe(now - self._last[index])
+        self._begun = True
+        self._last[index] = now
+
+    def left(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Counts a request whose client left before its answer: for an exit stack, which says what ended it."""
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            self.end()
 
     def end(self) -> None:
         """Counts the request once; one without a finish reason was broken off."""
@@ -107,3 +122,10 @@ class Observation:
         self._metrics.generation_tokens.labels(*self._labels).inc(self._usage.get("completion_tokens") or 0)
         self._metrics.latency.labels(*self._labels).observe(time.monotonic() - self._started)
         self._metrics.success.labels(*self._labels, next(iter(self._reasons.values()), "abort")).inc()
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    """Whether there is a token in it: some servers open a stream with a role before they have one."""
+    delta = choice.get("delta") or {}
+    told = ("content", "reasoning_content", "reasoning", "tool_calls")
+    return bool(choice.get("text") or choice.get("logprobs") or any(delta.get(name) for name in told))

@@ -56,7 +56,7 @@ class EnginePlanner:
 def require_options(options: DeploymentOptions, engine: Engine) -> None:
     """Raises InvalidParameter, naming the option, for one that the engine does not take."""
     given = {name for name, value in options if value is not None}
-    for name in sorted(given - COMMON - engine.spec.options):
+    for name in sorted(given - (COMMON - engine.spec.without) - engine.spec.options):
         raise InvalidParameter(f"the engine {engine.spec.name!r} does not take the option `{name}`", param=name)
 
 

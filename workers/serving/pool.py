@@ -66,6 +66,8 @@ class ModelPool:
         self._deployments: dict[str, Deployment] = {}
         self._failures: dict[str, Failures] = {}
         self._expiries: dict[str, asyncio.TimerHandle] = {}
+        # Models that are about to be loaded with other options: requests that came before bring back no old ones.
+        self._coming: dict[str, ServedModel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         # Whoever looks for room looks alone; whoever finds none waits for the event, without the lock.
         self._looking = asyncio.Lock()
@@ -95,18 +97,24 @@ class ModelPool:
 
         Raises what `lease` raises.
         """
-        existing = self._deployments.get(model.name)
-        if existing is not None and existing.model.options.loading != model.options.loading:
-            await self.unload(model.name)
-        async with self._held(model) as deployment:
-            deployment.keep(model.options)
-            await deployment.ready()
+        self._coming[model.name] = model
+        try:
+            existing = self._deployments.get(model.name)
+            if existing is not None and existing.model.options.loading != model.options.loading:
+                await self.unload(model.name)
+            async with self._held(model) as deployment:
+                deployment.keep(model.options)
+                await deployment.ready()
+        finally:
+            if self._coming.get(model.name) is model:
+                del self._coming[model.name]
 
     async def unload(self, name: str) -> int | None:
         """Lets requests in flight finish, within the queue's timeout, then frees the model.
 
         Returns the bytes of memory that its processes had, 0 where that is not known; None: it is not loaded.
         """
+        self._failures.pop(name, None)
         deployment = self._deployments.get(name)
         if deployment is None:
             return None
@@ -197,15 +205,21 @@ class ModelPool:
         if existing is not None:
             return existing if existing.accepts else None
         if self._closed:
-            raise ServingUnavailable("the serving host is shutting down; send the request again later")
+            raise self._closing()
+        model = self._coming.get(model.name, model)
         self._failures.setdefault(model.name, Failures()).check(model.name)
         plan = await asyncio.to_thread(self.planner, model)
         if not await self._make_room(model, plan):
             return None
+        if self._closed:  # meanwhile
+            raise self._closing()
         deployment = Deployment(model, plan.engine, plan.options, plan.estimate, self.settings, self._on_end)
         self._deployments[model.name] = deployment
         deployment.loading.add_done_callback(lambda _: self._on_loaded(deployment))
         return deployment
+
+    def _closing(self) -> ServingUnavailable:
+        return ServingUnavailable("the serving host is shutting down; send the request again later")
 
     async def _make_room(self, model: ServedModel, plan: Plan) -> bool:
         """Evicts idle models until there is a place and memory for this one. False: busy ones are in the way."""
@@ -218,7 +232,8 @@ class ModelPool:
                 return False
         while needed > (free := await self._free_bytes()):
             if not await self._evict_one():
-                if any(each.in_flight for each in self.deployments):
+                # Busy models finish, and those that go give their memory back in a moment.
+                if any(each.in_flight or not each.accepts for each in self.deployments):
                     return False
                 raise self._too_large(model, plan, f"{max(free, 0)} are free")
         return True
@@ -272,10 +287,11 @@ class ModelPool:
             await self._changed.wait()
         await self._remove(deployment)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _schedule_expiry(self, deployment: Deployment) -> None:
         if previous := self._expiries.pop(deployment.name, None):
@@ -292,6 +308,10 @@ class ModelPool:
             self._in_background(self._remove(deployment))
 
     async def _remove(self, deployment: Deployment) -> None:
+        """Ends even where whoever wanted it is cancelled: a model that is half removed would never load again."""
+        await asyncio.shield(self._in_background(self._stop_and_forget(deployment)))
+
+    async def _stop_and_forget(self, deployment: Deployment) -> None:
         await deployment.stop()
         self._forget(deployment)
 
@@ -319,7 +339,9 @@ class ModelPool:
 
     async def _wait_for_change(self, changed: asyncio.Event, deadline: float) -> bool:
         try:
-            await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
+            # Not wait_for: Python 3.11's forgets a cancellation that comes together with the change.
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await changed.wait()
         except TimeoutError:
             return False
         return True

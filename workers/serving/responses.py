@@ -41,13 +41,14 @@ def as_response(answer: Response, request: ResponsesRequest) -> Response:
     if isinstance(answer, RelayResponse):
         events = ResponseStream(request).events(answer.chunks)
         headers = {name.decode(): value.decode() for name, value in answer.raw_headers}
-        return RelayResponse(events, answer.close, status_code=answer.status_code, headers=headers)
+        return RelayResponse(events, answer.close, status_code=answer.status_code, headers=headers, until=answer.until)
     value = json.loads(bytes(answer.body))
     if "error" in value:
         value["error"]["param"] = FIELDS.get(value["error"]["param"], value["error"]["param"])
     else:
         value = _whole(value, request)
-    return Response(json.dumps(value).encode(), status_code=answer.status_code, media_type="application/json")
+    later = {name: answer.headers[name] for name in ("retry-after",) if name in answer.headers}
+    return Response(json.dumps(value).encode(), answer.status_code, later, media_type="application/json")
 
 
 def _whole(completion: dict[str, Any], request: ResponsesRequest) -> dict[str, Any]:

@@ -59,7 +59,8 @@ async def public_events(
     event = _Event(public_name, observe, hide_usage)
     try:
         async for chunk in chunks:
-            *events, rest = (rest + chunk).split(EVENT_END)
+            # Lines may end as in files of Windows, and a chunk between the two characters.
+            *events, rest = (rest + chunk).replace(b"\r\n", b"\n").split(EVENT_END)
             if public := b"".join(map(event.public, events)):
                 yield public
         if rest.strip():

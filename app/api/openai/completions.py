@@ -56,11 +56,12 @@ async def create_response(request: Request) -> Response:
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where lists are nested by the thousand
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {type(body).__name__}")
-    if not isinstance(body.get("model"), str) or not body["model"]:
+    # What cannot be printed, such as half a character, no database takes either.
+    if not isinstance(body.get("model"), str) or not body["model"] or not body["model"].isprintable():
         raise InvalidParameter(f"`model` must be the name of a model{_found(body.get('model'))}", param="model")
     return body
 

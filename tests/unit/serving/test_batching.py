@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from app.domain.errors import InvalidParameter
+from workers.serving.batching.answers import ChatAnswer, Usage
+from workers.serving.batching.application import _events
+from workers.serving.batching.generator import Piece
 from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, choose
 from workers.serving.batching.text import TextStream
 from workers.serving.merging import in_turn, merged
@@ -194,3 +197,34 @@ def test_streams_in_turn_do_not_overlap() -> None:
         return found
 
     assert asyncio.run(read()) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+class NoTokens:
+    def token_text(self, token: int) -> str:
+        return ""
+
+    def token_bytes(self, token: int) -> bytes:
+        return b""
+
+
+def test_a_stream_opens_with_its_first_token() -> None:
+    """The host has a deadline for the first token, and measures it."""
+
+    async def scenario() -> None:
+        generated = asyncio.Event()
+
+        async def pieces() -> AsyncGenerator[tuple[int, Piece], None]:
+            await generated.wait()
+            for index in (1, 0):
+                yield index, Piece(text="a", tokens=1, finish_reason="stop")
+
+        answer = ChatAnswer("m", NoTokens(), top_logprobs=None)
+        events = _events(pieces(), answer, Usage(1), 2, include_usage=False)
+        first = asyncio.ensure_future(anext(events))
+        done, _ = await asyncio.wait({first}, timeout=0.05)
+        assert not done
+        generated.set()
+        found = [await first, *[event async for event in events]]
+        assert [b"assistant" in event for event in found] == [True, True, False, False, False]
+
+    asyncio.run(scenario())

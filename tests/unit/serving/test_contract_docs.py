@@ -14,7 +14,11 @@ from workers.serving.engines.registry import REGISTRY, load_engine
 
 API = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 # What the table calls a use of a field.
-USES = {"`echo` with `logprobs`": "echo+logprobs", "parts that are no text": "media"}
+USES = {
+    "`echo` with `logprobs`": "echo+logprobs",
+    "parts that are no text": "media",
+    "parts to fetch from an address": "addresses",
+}
 
 
 def contracts(settings: Settings) -> dict[str, EngineContract]:

@@ -11,6 +11,7 @@ from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed, InvalidParameter
 from app.domain.hardware import Device
 from app.domain.quantization.catalog import CATALOG
+from app.domain.serving import DeploymentOptions, RemoteModel
 from app.settings import Settings
 from tests.fakes.engine import FakeEngine
 from workers.serving.engines.base import Address, EngineOptions, EngineSpec, Guessing
@@ -20,6 +21,7 @@ from workers.serving.engines.registry import REGISTRY, choose_engine, load_engin
 from workers.serving.engines.transformers import TransformersEngine
 from workers.serving.engines.vllm import VllmEngine
 from workers.serving.engines.vllm_install import MARKER
+from workers.serving.planning import require_options
 
 # 40 tokens of a request in one slot of llama.cpp's server, and another slot at rest.
 SLOTS = (
@@ -111,6 +113,16 @@ def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path
 def test_vllm_says_how_it_is_installed(settings: Settings) -> None:
     with pytest.raises(EngineFailed, match="bitmill engines install vllm"):
         VllmEngine(settings).check_environment()
+
+
+@pytest.mark.parametrize(("name", "option"), [("vllm", "threads"), ("remote", "threads"), ("remote", "context_length")])
+def test_an_option_without_effect_is_refused(name: str, option: str, settings: Settings) -> None:
+    remote = RemoteModel(server="s", model="m") if name == "remote" else None
+    asked = DeploymentOptions(slots=2, keep_alive=60, pinned=True, remote=remote)
+    require_options(asked, load_engine(name, settings))
+    with pytest.raises(InvalidParameter) as refused:
+        require_options(asked.model_copy(update={option: 128}), load_engine(name, settings))
+    assert refused.value.param == option
 
 
 @pytest.mark.parametrize(

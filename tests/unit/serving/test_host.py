@@ -105,6 +105,22 @@ def test_a_field_that_the_engine_does_not_know_never_reaches_it(
     assert fake_engine.events("request") == []
 
 
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        ("[" * 200_000, None),
+        (json.dumps(body()).replace(MODEL, "\\ud800"), "model"),
+        (json.dumps(body()).replace(MODEL, "\\u0000"), "model"),
+        (json.dumps(body(logit_bias={"9" * 5000: 1})), "logit_bias"),
+    ],
+    ids=["nested", "half a character", "zero byte", "huge token"],
+)
+def test_a_body_that_no_program_takes_is_the_clients_fault(base_url: str, raw: str, param: str | None) -> None:
+    answer = httpx.post(base_url + CHAT, content=raw, timeout=30)
+    assert answer.status_code == 400
+    assert (error_of(answer)["param"] or "").partition(".")[0] == (param or "")
+
+
 def test_an_unknown_model(base_url: str) -> None:
     answer = post(base_url, model="nobody/knows")
     assert answer.status_code == 404

@@ -85,9 +85,10 @@ def test_usage_is_not_told_to_others(base_url: str) -> None:
 def test_the_time_to_stay_is_for_the_host_alone(base_url: str, pool: ModelPool) -> None:
     assert post(base_url, keep_alive="0s").status_code == 200
     until(lambda: pool.view() == [])
-    refused = post(base_url, keep_alive="soon")
-    assert refused.status_code == 400
-    assert error_of(refused)["param"] == "keep_alive"
+    for endless in ('"soon"', "1e999", "Infinity", "NaN", "9" * 400, f'"{"9" * 400}h"'):
+        raw = json.dumps(body(keep_alive=0)).replace('"keep_alive": 0', f'"keep_alive": {endless}')
+        refused = httpx.post(base_url + CHAT, content=raw, timeout=30)
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "keep_alive"), endless
 
 
 def test_requests_are_counted_under_vllms_names(host_url: str) -> None:
@@ -117,3 +118,21 @@ def test_a_stream_that_its_client_leaves_counts_as_aborted(host_url: str, tmp_pa
         next(answer.iter_bytes())
     until(lambda: pool.view()[0]["in_flight"] == 0)
     assert 'finished_reason="abort"' in httpx.get(f"{host_url}/metrics").text
+
+
+def test_an_answer_that_its_client_does_not_wait_for_counts_as_aborted(
+    host_url: str, tmp_path: Path, pool: ModelPool, fake_engine: FakeEngine
+) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(host_url + CHAT, json=body(user=str(tmp_path / "never")), timeout=1)
+    until(lambda: fake_engine.events("request") and pool.view()[0]["in_flight"] == 0)
+    assert 'finished_reason="abort"' in httpx.get(f"{host_url}/metrics").text
+
+
+def test_waiting_for_a_model_belongs_to_the_time_of_its_first_token(host_url: str, pool: ModelPool) -> None:
+    post(host_url, stream=True)
+    lines = dict(line.rsplit(" ", 1) for line in httpx.get(f"{host_url}/metrics").text.splitlines() if line[0] != "#")
+    labels = f'{{engine="fake",model_name="{MODEL}"}}'
+    loading = pool.view()[0]["load_seconds"]
+    assert float(lines[f"vllm:time_to_first_token_seconds_sum{labels}"]) > loading
+    assert float(lines[f"vllm:e2e_request_latency_seconds_sum{labels}"]) > loading

@@ -197,3 +197,15 @@ def test_reading_a_request_takes_well_under_a_millisecond() -> None:
         parse_call("/v1/chat/completions", body)
         times.append(time.perf_counter() - started)
     assert sorted(times)[100] < 0.001
+
+
+@pytest.mark.parametrize("address", ["http://169.254.169.254/latest", "HTTPS://inside", " file:///etc/passwd"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_vllm_fetches_nothing(address: str, nested: bool) -> None:
+    """A request would reach what only the serving host can."""
+    part = {"type": "image_url", "image_url": {"url": address} if nested else address}
+    asked = parse_request(ChatCompletionRequest, {"model": "m", "messages": [{"role": "user", "content": [part]}]})
+    with pytest.raises(UnsupportedField, match="data:") as refused:
+        VLLM.check(asked, engine="vllm")
+    assert refused.value.param == "messages"
+    REMOTE.check(asked, engine="remote")

@@ -14,6 +14,7 @@ from app.domain.errors import InvalidParameter, UnsupportedField
 from tests.fakes.checkpoints import CHAT_TEMPLATE, TOOLS_TEMPLATE, tiny_tokenizer
 from tests.fakes.tokenizers import STYLES, styled_tokenizer
 from workers.serving.batching.constraints import Constraint, Grammars
+from workers.serving.batching.prompts import _apply_template
 from workers.serving.batching.sampling import SamplingSettings, SamplingState, choose
 from workers.serving.batching.tools import FORMATS, ToolCallReader, ToolFormat, format_of, grammar
 from workers.serving.contract.chat import ChatCompletionRequest
@@ -207,3 +208,15 @@ def test_every_kind_of_tokenizer_follows_a_grammar_to_the_byte(style: str) -> No
         constraint.accept(tokens[-1])
         assert len(tokens) < 50
     assert tokenizer.decode(tokens) == '"aé b 日"'
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "max_length", "return_tensors", "tokenizer_kwargs"])
+def test_a_client_brings_no_template_of_its_own(name: str) -> None:
+    """A template is a program, and these are arguments of the library's."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    asked = request(tools=None, chat_template_kwargs={name: "{% for i in range(9) %}x{% endfor %}"})
+    with pytest.raises(InvalidParameter, match=name) as refused:
+        _apply_template(tokenizer, asked)
+    assert refused.value.param == "chat_template_kwargs"
+    assert _apply_template(tokenizer, request(tools=None, chat_template_kwargs={"enable_thinking": False}))

@@ -142,12 +142,13 @@ async def _events(
     pieces: Pieces, answer: Answer, usage: Usage, count: int, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     tokens = [0] * count
+    # Not before there is a token: the host has a deadline for that, which an opening would meet for it.
+    openings = [opening for index in range(count) if (opening := answer.opening(index))]
     async with aclosing(pieces):
         try:
-            for index in range(count):
-                if opening := answer.opening(index):
-                    yield _event(opening)
             async for index, piece in pieces:
+                while openings:
+                    yield _event(openings.pop(0))
                 tokens[index] = piece.tokens
                 yield _event(answer.chunk(index, piece))
         except BitmillError as error:

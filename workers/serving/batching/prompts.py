@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from inspect import signature
+from typing import Any, Final
 
 from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from app.domain.errors import ContextLengthExceeded, InvalidParameter, UnsupportedField
 from workers.serving.batching.constraints import Constraint
@@ -18,6 +20,9 @@ from workers.serving.contract.call import check_logit_bias
 from workers.serving.contract.chat import ChatCompletionRequest, Message
 from workers.serving.contract.completions import CompletionRequest
 from workers.serving.contract.fields import GenerationFields
+
+# What the library itself understands: a client's own template would be run, and other shapes of an answer come back.
+NOT_FOR_TEMPLATES: Final = frozenset(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"documents"}
 
 Make = Callable[[], Any]
 
@@ -151,13 +156,19 @@ def wanted_logprobs(request: GenerationFields) -> int | None:
 
 def _apply_template(tokenizer: Any, request: ChatCompletionRequest) -> list[int]:
     tools = [tool.model_dump(exclude_none=True) for tool in request.callable_tools]
+    given = request.chat_template_kwargs or {}
+    if taken := sorted(given.keys() & NOT_FOR_TEMPLATES):
+        raise InvalidParameter(
+            f"`chat_template_kwargs` holds {taken[0]!r}, which is no variable of a template; leave it out",
+            param="chat_template_kwargs",
+        )
     try:
         encoded = tokenizer.apply_chat_template(
             for_template(request.messages),
             tools=tools or None,
             add_generation_prompt=True,
             return_dict=True,
-            **(request.chat_template_kwargs or {}),
+            **given,
         )
     except (TemplateError, TypeError) as error:
         # Templates are programs: they raise on purpose, or stumble over what they do not expect.

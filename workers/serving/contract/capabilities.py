@@ -49,12 +49,19 @@ def _uses(request: BaseModel) -> Iterator[tuple[str, str]]:
         yield "echo+logprobs", "echo"
     if isinstance(request, ChatCompletionRequest) and any(message.media for message in request.messages):
         yield "media", "messages"
+    if isinstance(request, ChatCompletionRequest) and any(message.addresses for message in request.messages):
+        yield "addresses", "messages"
 
 
 def _how(use: str) -> str:
-    return {"echo+logprobs": " together with logprobs", "media": " with images, sound or files"}.get(use, "")
+    return HOW.get(use, "")
 
 
+HOW: Final = {
+    "echo+logprobs": " together with logprobs",
+    "media": " with images, sound or files",
+    "addresses": " with addresses to fetch from",
+}
 NO_MEDIA: Final = "models answer to text only here; send parts of the type 'text'"
 
 LLAMA_CPP: Final = EngineContract(
@@ -69,6 +76,7 @@ LLAMA_CPP: Final = EngineContract(
         "echo+logprobs": "its log-probabilities begin after the prompt; ask for one of the two, or serve the model "
         "from safetensors",
         "media": NO_MEDIA,
+        "addresses": NO_MEDIA,
         "reasoning_effort": "set what the model's template knows through `chat_template_kwargs`",
     },
 )  # fmt: skip
@@ -77,6 +85,7 @@ TRANSFORMERS: Final = EngineContract(
     extras=COMMON_SAMPLING | {"chat_template_kwargs", "repetition_penalty"},
     refuses={
         "media": NO_MEDIA,
+        "addresses": NO_MEDIA,
         "reasoning_effort": "set what the model's template knows through `chat_template_kwargs`",
     },
 )
@@ -88,6 +97,8 @@ VLLM: Final = EngineContract(
         "min_tokens", "priority", "repetition_penalty", "skip_special_tokens", "stop_token_ids",
         "structured_outputs", "truncate_prompt_tokens", "use_beam_search",
     },
+    # It would fetch them from wherever the serving host can reach.
+    refuses={"addresses": "send the content itself, as a `data:` address"},
 )  # fmt: skip
 
 # Whatever answers at a remote address says itself what it does not know.

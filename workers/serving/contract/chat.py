@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag
 
 from workers.serving.contract.fields import MOST_TOP_LOGPROBS, GenerationFields, Strict, StringOrList, Text
 
+# Any but `data:`, which carries its content.
+ADDRESS = re.compile(r"\s*(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 MEDIA = ("image_url", "input_audio", "file", "video_url", "audio_url")
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -26,6 +30,19 @@ class MediaPart(BaseModel, extra="allow"):
     """An image, a sound or a file: its fields are for an engine that understands it."""
 
     type: Literal["image_url", "input_audio", "file", "video_url", "audio_url"]
+
+    @property
+    def addresses(self) -> list[str]:
+        """What an engine would fetch: from the machine's own network, or its files."""
+        return [text for text in _strings(self.model_extra) if ADDRESS.match(text)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def _kind_of_part(part: Any) -> str:
@@ -80,6 +97,11 @@ class Message(Strict):
     def media(self) -> list[str]:
         parts = self.content if isinstance(self.content, list) else []
         return [part.type for part in parts if isinstance(part, MediaPart)]
+
+    @property
+    def addresses(self) -> list[str]:
+        parts = self.content if isinstance(self.content, list) else []
+        return [address for part in parts if isinstance(part, MediaPart) for address in part.addresses]
 
 
 class Function(Strict):

@@ -16,7 +16,7 @@ MOST_TOP_LOGPROBS = 20
 Text = Annotated[str, StringConstraints(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[str, StringConstraints(pattern=r"^\d+$")]
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]
 
 
 class Strict(BaseModel, extra="forbid", strict=True):

@@ -33,7 +33,8 @@ class EngineSpec:
 
     `name` is the registry's key; `requires` maps each top-level module to what installs it. `methods` names the
     quantization methods that it loads on a device: without an entry all of its formats. `options` are the
-    deployment options that it takes beyond context length, slots and threads. `runtime_bytes` is what a process
+    deployment options that it takes beyond context length, slots and threads, `without` those of these three that it
+    does not take. `runtime_bytes` is what a process
     of it takes beside weights and cache. `contract` says which requests it takes, and `dialect` is the key of what
     makes good where its server differs from OpenAI's.
     """
@@ -44,6 +45,7 @@ class EngineSpec:
     requires: dict[str, str]
     methods: Mapping[Device, frozenset[str]] = field(default_factory=dict)
     options: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
     runtime_bytes: int = 0
     contract: EngineContract = field(default_factory=EngineContract)
     dialect: str = "openai"

@@ -17,6 +17,7 @@ class RemoteEngine(Engine):
         devices=frozenset(Device),
         requires={},
         options=frozenset({"remote"}),
+        without=frozenset({"context_length", "threads"}),
         contract=REMOTE,
     )
 

@@ -40,6 +40,7 @@ class VllmEngine(Engine):
         # No CPU kernels exist for bitsandbytes' and the 4-bit floating-point layouts.
         methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4"}},
         options=frozenset({"dtype", "speculation"}),
+        without=frozenset({"threads"}),  # it binds its own to the cores that it may use
         runtime_bytes=2 * GIB,
         contract=VLLM,
     )
