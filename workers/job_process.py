@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.artifacts import Gate, artifact_key
-from app.domain.errors import BitmillError, DiskFull, InsufficientMemory, QuantizationFailed
+from app.domain.errors import (
+    BitmillError,
+    DiskFull,
+    EvaluationFailed,
+    InsufficientMemory,
+    JobFailed,
+    QuantizationFailed,
+)
 from app.domain.quantization.catalog import parse_method
 from app.domain.quantization.spec import MethodParams, MethodSpec
 from app.processes import die_with_parent
@@ -21,6 +28,7 @@ from app.settings import Settings, get_settings
 from app.storage import artifacts
 from app.storage.checkpoints import Checkpoint, cached_sha256, inspect_checkpoint
 from workers.child import Channel, Message
+from workers.evaluation.job import evaluate, time_serving
 from workers.job_run import Reporter, Run, hold_checkpoints, inputs_of, read_calibration_documents
 from workers.stages import StageStore
 from workers.versions import versions_of
@@ -41,7 +49,7 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     source = resolve(task["model"], settings, Reporter(channel, RESOLVE).report)
     documents = read_calibration_documents(params.calibration_wanted(), settings)
     inputs = inputs_of(params.calibration_wanted(), documents) | _widened(spec, source.checkpoint, settings)
-    description = _describe(source.name, source.fingerprint, source.checkpoint)
+    description = describe(source.name, source.fingerprint, source.checkpoint)
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
     stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
@@ -101,10 +109,15 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})
 
 
-STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {"quantize": quantize, "prove": prove}
+STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {
+    "quantize": quantize,
+    "prove": prove,
+    "evaluate": evaluate,
+    "time": time_serving,
+}
 
 
-def _describe(name: str, fingerprint: str, checkpoint: Checkpoint) -> Message:
+def describe(name: str, fingerprint: str, checkpoint: Checkpoint) -> Message:
     types: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         types[tensor.dtype] = types.get(tensor.dtype, 0) + 1
@@ -124,7 +137,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def as_bitmill_error(error: Exception) -> BitmillError:
+def as_bitmill_error(error: Exception, failed: type[JobFailed] = QuantizationFailed) -> BitmillError:
     """What a client may be told of an exception; the log has the rest."""
     if isinstance(error, BitmillError):
         return error
@@ -133,7 +146,7 @@ def as_bitmill_error(error: Exception) -> BitmillError:
     # By name, since this process may have no torch: its own class for a GPU whose memory is full.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return InsufficientMemory("the job ran out of memory; run it on a worker with more")
-    return QuantizationFailed(f"{type(error).__name__}: {error}; the worker's log of this job has the details")
+    return failed(f"{type(error).__name__}: {error}; the worker's log of this job has the details")
 
 
 def main(descriptor: int, parent_pid: int) -> None:
@@ -148,7 +161,8 @@ def main(descriptor: int, parent_pid: int) -> None:
         STEPS[task["step"]](task, channel, settings)
     except Exception as error:
         log.exception("step %s failed", task["step"])
-        channel.send({"kind": "error", "error": as_bitmill_error(error).to_dict()})
+        failed = EvaluationFailed if task["request"] is not None else QuantizationFailed
+        channel.send({"kind": "error", "error": as_bitmill_error(error, failed).to_dict()})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 
 import psutil
 from sqlalchemy.exc import SQLAlchemyError
@@ -54,6 +55,10 @@ class Presence:
     @property
     def queues(self) -> list[str]:
         return queues_for(self.probe.hardware.devices) if self.probe else []
+
+    @property
+    def hardware(self) -> dict[str, Any] | None:
+        return self.probe.hardware.model_dump(mode="json") if self.probe else None
 
     @property
     def methods(self) -> list[str]:

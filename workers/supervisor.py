@@ -1,7 +1,8 @@
 """Runs one job: claim, child processes, lease, cancellation, publication. Imports no ML library.
 
-A job is two child processes, one after the other: the first resolves the source and quantizes, the second
-loads what the first wrote and proves it. Whatever they allocate or break ends with them.
+A job is two child processes, one after the other. Of a quantization the first resolves the source and quantizes,
+the second loads what the first wrote and proves it; of an evaluation the first scores, the second times the serving.
+Whatever they allocate or break ends with them.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from app.domain.errors import BitmillError, DiskFull, IllegalTransition, error_from_dict
-from app.domain.jobs import JobState
+from app.domain.evaluation import EvaluationRequest, EvaluationResult
+from app.domain.jobs import JobKind, JobState
+from app.persistence.artifacts import ArtifactRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import ArtifactRow, JobRow
 from app.persistence.unit_of_work import Database
@@ -81,7 +85,7 @@ class Supervisor:
         try:
             with self.database.transaction() as session:
                 jobs = JobRepository(session)
-                if jobs.get(job_id).method["type"] not in self.presence.methods:
+                if not self._is_able(jobs.get(job_id)):
                     log.info("left job %s to a worker that has its method's libraries", job_id)
                     return None
                 number = jobs.claim(
@@ -93,9 +97,12 @@ class Supervisor:
             return None
         return Attempt(job, number, self.settings.staging_folder / f"{job_id}-{number}")
 
+    def _is_able(self, job: JobRow) -> bool:
+        return job.kind != JobKind.QUANTIZATION or job.method["type"] in self.presence.methods
+
     def _run_attempt(self, attempt: Attempt) -> None:
         try:
-            self._work(attempt)
+            WORK[JobKind(attempt.job.kind)](self, attempt)
         except LeaseLost:
             log.warning("job %s: attempt %s lost its lease", attempt.job.id, attempt.number)
         except CancelRequested:
@@ -109,7 +116,7 @@ class Supervisor:
         except OSError as error:
             self._fail(attempt, DiskFull.from_os_error(error) or BitmillError(f"the worker failed: {error}"))
 
-    def _work(self, attempt: Attempt) -> None:
+    def _quantize(self, attempt: Attempt) -> None:
         started = time.monotonic()
         attempt.staging.mkdir(parents=True)
         with self._child(attempt, "quantize") as child:
@@ -126,12 +133,40 @@ class Supervisor:
         made["seconds"] = time.monotonic() - started
         return self._publish(attempt, Result(source=source, made=made, proof=proof))
 
+    def _evaluate(self, attempt: Attempt) -> None:
+        request = EvaluationRequest.model_validate(attempt.job.request)
+        result: Message = {"hardware": self.presence.hardware}
+        with self._child(attempt, "evaluate") as child:
+            resolved = self._wait_for(child, attempt, "resolved")
+            for source in resolved["sources"]:
+                self.publisher.import_source(source)
+            result["quality"] = self._wait_for(child, attempt, "done")["quality"]
+        if request.measures_engine:
+            with self._child(attempt, "time") as child:
+                child.send({"subject": resolved["subject"]})
+                result["serving"] = self._wait_for(child, attempt, "done")["serving"]
+        self._keep(attempt, resolved["subject"]["name"], EvaluationResult.model_validate(result))
+
+    def _keep(self, attempt: Attempt, model: str, result: EvaluationResult) -> None:
+        found = result.model_dump(mode="json")
+        values = {"result": found, "fraction": 1.0, "stage": "done"}
+        try:
+            with self.database.transaction() as session:
+                message = f"{model} was measured."
+                JobRepository(session).transition(
+                    attempt.job.id, JobState.SUCCEEDED, message=message, attempt=attempt.number, values=values
+                )
+                ArtifactRepository(session).keep_evaluation(model, found)
+        except IllegalTransition as error:
+            self._settle_cancelled(attempt, error)
+
     def _child(self, attempt: Attempt, step: str) -> Child:
         job = attempt.job
         task = {
             "step": step,
             "model": job.model,
             "method": job.method,
+            "request": job.request,
             "gate": job.gate,
             "artifact": str(attempt.staging / "artifact"),
             "checkpoints": str(self.settings.checkpoints_folder / job.id),
@@ -238,6 +273,13 @@ class Supervisor:
             job = jobs.get(attempt.job.id)
             if job.attempt == attempt.number:
                 release(jobs, job, self.settings, why)
+
+
+# What a kind of job consists of.
+WORK: Final[dict[JobKind, Callable[[Supervisor, Attempt], None]]] = {
+    JobKind.QUANTIZATION: Supervisor._quantize,
+    JobKind.EVALUATION: Supervisor._evaluate,
+}
 
 
 class Watch:

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.domain.errors import AuthenticationFailed
+from app.services.evaluations import EvaluationService
 from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
@@ -16,6 +17,11 @@ from app.services.workers import WorkerService
 
 def get_job_service(request: Request) -> QuantizationJobService:
     service: QuantizationJobService = request.app.state.jobs
+    return service
+
+
+def get_evaluation_service(request: Request) -> EvaluationService:
+    service: EvaluationService = request.app.state.evaluations
     return service
 
 
@@ -47,6 +53,7 @@ async def require_api_key(request: Request) -> None:
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
+Evaluations = Annotated[EvaluationService, Depends(get_evaluation_service)]
 Files = Annotated[FileService, Depends(get_file_service)]
 Jobs = Annotated[QuantizationJobService, Depends(get_job_service)]
 Models = Annotated[ModelService, Depends(get_model_service)]

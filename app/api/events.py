@@ -9,20 +9,42 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
-from app.api.schemas import event_view
+from app.api.schemas import event_number, event_view, list_view
+from app.domain.errors import InvalidParameter
 from app.persistence.tables import JobEventRow
-from app.services.quantization_jobs import QuantizationJobService
+from app.services.job_service import JobService
 
 POLL_SECONDS = 0.25
 # Proxies close connections that stay silent; a comment line is ignored by clients.
 KEEP_ALIVE_SECONDS = 15.0
 
 
-async def stream_events(request: Request, jobs: QuantizationJobService, job_id: str, after: int) -> AsyncIterator[str]:
+def answer_events(
+    request: Request, jobs: JobService, job_id: str, *, after: str | None, limit: int, stream: bool
+) -> dict[str, Any] | StreamingResponse:
+    """A page of a job's events above the one named `after`, or all of them as a stream until the job ends."""
+    number = _number(after)
+    if stream:
+        jobs.get(job_id)  # an unknown job is a 404, not an empty stream
+        return StreamingResponse(stream_events(request, jobs, job_id, number), media_type="text/event-stream")
+    rows, _ = jobs.events(job_id, after=number, limit=limit + 1)
+    return list_view([event_view(row) for row in rows[:limit]], len(rows) > limit)
+
+
+def _number(event_id: str | None) -> int:
+    number = event_number(event_id) if event_id else 0
+    if number is None:
+        raise InvalidParameter(f"{event_id!r} is no event's id; they look like 'qevent-42'", param="after")
+    return number
+
+
+async def stream_events(request: Request, jobs: JobService, job_id: str, after: int) -> AsyncIterator[str]:
     """Holds no database session between reads. Ends with the job, or with the client's connection."""
     last_sent = time.monotonic()
     while not await request.is_disconnected():

@@ -8,9 +8,8 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import Jobs, Workers
-from app.api.events import stream_events
-from app.api.schemas import CreateQuantizationJob, event_number, event_view, job_view, list_view
-from app.domain.errors import InvalidParameter
+from app.api.events import answer_events
+from app.api.schemas import CreateQuantizationJob, job_view, list_view
 from app.services.quantization_jobs import NewJob
 
 router = APIRouter(prefix="/v1/quantization", tags=["quantization"])
@@ -61,21 +60,9 @@ def list_events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> dict[str, Any] | StreamingResponse:
     """Events, oldest first. With `stream=true` they come as server-sent events until the job ends."""
-    number = _after(last_event_id or after)
-    if stream:
-        jobs.get(job_id)  # an unknown job is a 404, not an empty stream
-        return StreamingResponse(stream_events(request, jobs, job_id, number), media_type="text/event-stream")
-    rows, _ = jobs.events(job_id, after=number, limit=limit + 1)
-    return list_view([event_view(row) for row in rows[:limit]], len(rows) > limit)
+    return answer_events(request, jobs, job_id, after=last_event_id or after, limit=limit, stream=stream)
 
 
 @router.get("/methods")
 def list_methods(workers: Workers) -> dict[str, Any]:
     return list_view(workers.catalog())
-
-
-def _after(event_id: str | None) -> int:
-    number = event_number(event_id) if event_id else 0
-    if number is None:
-        raise InvalidParameter(f"{event_id!r} is no event's id; they look like 'qevent-42'", param="after")
-    return number

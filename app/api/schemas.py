@@ -61,6 +61,24 @@ def job_view(row: JobRow) -> dict[str, Any]:
     }
 
 
+def evaluation_view(row: JobRow) -> dict[str, Any]:
+    """An evaluation in the shape of the other jobs, with what was asked for beside it."""
+    return {
+        "object": "evaluation",
+        "id": row.id,
+        "status": public_status(JobState(row.state)),
+        "created_at": int(row.created_at),
+        "started_at": _seconds(row.started_at),
+        "finished_at": _seconds(row.finished_at),
+        **(row.request or {}),
+        "progress": {"fraction": row.fraction, "stage": row.stage, "eta_seconds": row.eta_seconds},
+        "result": row.result,
+        "error": row.error,
+        "attempt": row.attempt,
+        "worker": row.worker_id,
+    }
+
+
 def event_view(row: JobEventRow) -> dict[str, Any]:
     return {
         "object": "quantization.job.event",
@@ -97,6 +115,7 @@ def model_view(row: ArtifactRow) -> dict[str, Any]:
             "tensor_types": row.tensor_types,
             "calibration": row.calibration,
             "quality": row.quality,
+            "evaluation": row.evaluation,
             "seconds": row.seconds,
             "peak_memory_bytes": row.peak_memory_bytes,
             "sha256": row.manifest_sha256,

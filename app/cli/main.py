@@ -15,6 +15,7 @@ from rich.console import Console
 import app
 from app.cli import demo as demonstration
 from app.cli import launch, tables
+from app.cli.evaluations import evaluate
 from app.cli.files import files
 from app.cli.progress import follow_job
 from app.cli.serving import deployments, engines
@@ -176,6 +177,7 @@ def cancel_job(job_id: str) -> None:
         click.echo(f"{job_id} {client.cancel(job_id)['status']}")
 
 
+cli.add_command(evaluate)
 cli.add_command(files)
 cli.add_command(deployments)
 cli.add_command(engines)

@@ -27,6 +27,6 @@ def follow_job(client: BitmillClient, job_id: str, console: Console, title: str 
                 progress.console.print(f"[yellow]{event['message']}")
         job = client.job(job_id)
         done = 1.0 if job["status"] == "succeeded" else job["progress"]["fraction"]
-        stage = "reused" if job["reused"] else job["status"]
+        stage = "reused" if job.get("reused") else job["status"]
         progress.update(task, completed=done, stage=stage)
     return job

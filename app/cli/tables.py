@@ -89,6 +89,49 @@ def workers(rows: list[Json]) -> Table:
     return table
 
 
+def evaluation(result: Json) -> Table:
+    """One measured figure per row, with its standard error or what it is of."""
+    table = Table("measured", Column("value", justify="right"), "")
+    for name, value, note in [*_quality_rows(result["quality"]), *_serving_rows(result["serving"])]:
+        table.add_row(name, value, note)
+    return table
+
+
+def _quality_rows(quality: Json | None) -> list[tuple[str, str, str]]:
+    if quality is None:
+        return []
+    rows: list[tuple[str, str, str] | None] = [
+        _row("perplexity", quality["perplexity"]),
+        _row("original's perplexity", quality["reference_perplexity"]),
+    ]
+    if divergence := quality["kl_divergence"]:
+        rows.append(_row("KL divergence, mean", divergence["mean"], "nats per token"))
+        rows += [(f"KL divergence, {name}", f"{divergence[name]:.4f}", "") for name in ("median", "p99", "maximum")]
+    rows.append(_row("top-1 agreement", quality["top1_agreement"]))
+    scored = (f"{quality['scored_tokens']}", f"of {quality['dataset']}, windows of {quality['context_length']}")
+    return [*(row for row in rows if row), ("scored tokens", *scored)]
+
+
+def _row(name: str, value: Json | None, note: str = "") -> tuple[str, str, str] | None:
+    return (name, f"{value['value']:.4f}", f"± {value['standard_error']:.4f} {note}".rstrip()) if value else None
+
+
+def _serving_rows(serving: Json | None) -> list[tuple[str, str, str]]:
+    if serving is None:
+        return []
+    rows = [("load", f"{serving['load_seconds']:.1f} s", f"on {serving['engine']}, {serving['device']}")]
+    predicted = f"{size(serving['predicted_bytes'])} predicted"
+    rows += [("resident memory", size(serving["resident_bytes"]), predicted)] if serving["resident_bytes"] else []
+    rows += [("GPU memory", size(serving["gpu_bytes"]), "")] if serving["gpu_bytes"] else []
+    for speed in serving["speed"]:
+        note = f"{speed['requests']} at a time"
+        rows.append(("time to first token", f"{speed['time_to_first_token_seconds']:.2f} s", note))
+        for phase in ("prefill", "decode"):
+            rate = speed[f"{phase}_tokens_per_second"]
+            rows += [(phase, f"{rate:.0f} tokens/s", note)] if rate else []
+    return rows
+
+
 def measurement(quality: Json | None, name: str, digits: int) -> str:
     return f"{quality[name]['value']:.{digits}f}" if quality else ""
 

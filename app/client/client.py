@@ -44,17 +44,18 @@ class BitmillClient:
         return self._request("POST", "/v1/quantization/jobs", json=body)
 
     def job(self, job_id: str) -> Json:
-        return self._request("GET", f"/v1/quantization/jobs/{job_id}")
+        """A job of any kind, by its id."""
+        return self._request("GET", _path(job_id))
 
     def jobs(self, *, limit: int = 20) -> list[Json]:
         return self._list("/v1/quantization/jobs", params={"limit": limit})
 
     def cancel(self, job_id: str) -> Json:
-        return self._request("POST", f"/v1/quantization/jobs/{job_id}/cancel")
+        return self._request("POST", f"{_path(job_id)}/cancel")
 
     def follow(self, job_id: str) -> Iterator[Json]:
         """A job's events as they come, until it has ended."""
-        path = f"/v1/quantization/jobs/{job_id}/events"
+        path = f"{_path(job_id)}/events"
         with self._http.stream("GET", path, params={"stream": "true"}) as response:
             if response.is_error:
                 response.read()
@@ -62,6 +63,10 @@ class BitmillClient:
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
+
+    def evaluate(self, model: str, **options: Any) -> Json:
+        """POST /v1/evaluations. Raises RequestFailed."""
+        return self._request("POST", "/v1/evaluations", json={"model": model, **options})
 
     def methods(self) -> list[Json]:
         return self._list("/v1/quantization/methods")
@@ -121,6 +126,11 @@ class BitmillClient:
         _raise_for_error(response)
         body: Json = response.json()
         return body
+
+
+def _path(job_id: str) -> str:
+    """Where a job is found: its id begins with its kind."""
+    return f"/v1/evaluations/{job_id}" if job_id.startswith("eval-") else f"/v1/quantization/jobs/{job_id}"
 
 
 def _raise_for_error(response: httpx.Response) -> None:

@@ -39,6 +39,7 @@ BitmillError
     ├── WorkerLost
     ├── JobProcessCrashed
     ├── QuantizationFailed
+    ├── EvaluationFailed
     └── QualityGateFailed
 
 Each class has a stable `code`, which clients may compare; messages are for people and may change.
@@ -247,6 +248,10 @@ class JobProcessCrashed(JobFailed):
 
 class QuantizationFailed(JobFailed):
     code = "quantization_failed"
+
+
+class EvaluationFailed(JobFailed):
+    code = "evaluation_failed"
 
 
 class QualityGateFailed(JobFailed):

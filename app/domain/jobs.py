@@ -7,6 +7,11 @@ from enum import StrEnum
 from typing import Final
 
 
+class JobKind(StrEnum):
+    QUANTIZATION = "quantization"
+    EVALUATION = "evaluation"
+
+
 class JobState(StrEnum):
     QUEUED = "queued"  # waits for a worker
     RUNNING = "running"  # a worker holds its lease

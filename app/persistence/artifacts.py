@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.artifacts import ArtifactKind
@@ -39,6 +40,10 @@ class ArtifactRepository:
         query = select(ArtifactRow).where(ArtifactRow.key == key, ArtifactRow.kind == ArtifactKind.QUANTIZED)
         same = ArtifactRow.suffix.is_(None) if suffix is None else ArtifactRow.suffix == suffix
         return self.session.scalar(query.where(same).limit(1))
+
+    def keep_evaluation(self, name: str, result: dict[str, Any]) -> None:
+        """Puts the newest measurements on a model's row, if it is still there."""
+        self.session.execute(update(ArtifactRow).where(ArtifactRow.name == name).values(evaluation=result))
 
     def has_path(self, path: str) -> bool:
         """Whether any artifact's files lie there: originals of the same content share a folder."""

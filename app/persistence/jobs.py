@@ -10,10 +10,11 @@ from sqlalchemy import Text, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.errors import IllegalTransition, JobNotFound
-from app.domain.jobs import FINAL_STATES, JobState, sources_of
+from app.domain.jobs import FINAL_STATES, JobKind, JobState, sources_of
 from app.persistence.tables import JobEventRow, JobRow
 
 ACTIVE = (JobState.RUNNING, JobState.CANCELLING)
+LISTED_AT = {JobKind.QUANTIZATION: "/v1/quantization/jobs", JobKind.EVALUATION: "/v1/evaluations"}
 
 
 class JobRepository:
@@ -29,24 +30,26 @@ class JobRepository:
     def find(self, job_id: str) -> JobRow | None:
         return self.session.get(JobRow, job_id, populate_existing=True)
 
-    def get(self, job_id: str) -> JobRow:
-        """Raises JobNotFound."""
+    def get(self, job_id: str, kind: JobKind | None = None) -> JobRow:
+        """Of this kind, if one is given. Raises JobNotFound."""
         row = self.find(job_id)
-        if row is None:
-            raise JobNotFound(f"no job {job_id!r}; GET /v1/quantization/jobs lists them", param="id")
+        if row is None or (kind is not None and row.kind != kind):
+            route = LISTED_AT[kind or JobKind.QUANTIZATION]
+            raise JobNotFound(f"no job {job_id!r}; GET {route} lists them", param="id")
         return row
 
     def page(
-        self, *, limit: int, after: str | None, states: Sequence[JobState], model: str | None
+        self, *, kind: JobKind, limit: int, after: str | None, states: Sequence[JobState], model: str | None
     ) -> tuple[list[JobRow], bool]:
         """Up to `limit` jobs, newest first, and whether more follow. Raises JobNotFound for `after`."""
-        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+        query = select(JobRow).where(JobRow.kind == kind)
+        query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
         if states:
             query = query.where(JobRow.state.in_(states))
         if model is not None:
             query = query.where(JobRow.model == model)
         if after is not None:
-            last = self.get(after)
+            last = self.get(after, kind)
             same_time = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
             query = query.where(or_(JobRow.created_at < last.created_at, same_time))
         rows = list(self.session.scalars(query))
@@ -151,8 +154,11 @@ class JobRepository:
         return list(self.session.scalars(query))
 
     def unclaimed(self, queues: Sequence[str], methods: Sequence[str], *, dispatched_before: float) -> JobRow | None:
-        """The oldest queued job with one of these methods whose message, if any was sent, nobody has answered."""
-        able = JobRow.method["type"].as_string().in_(methods)
+        """The oldest queued job whose message, if any was sent, nobody has answered.
+
+        One that quantizes must do so with one of these methods; every worker can do the other kinds.
+        """
+        able = or_(JobRow.kind != JobKind.QUANTIZATION, JobRow.method["type"].as_string().in_(methods))
         silent = or_(JobRow.dispatched_at.is_(None), JobRow.dispatched_at < dispatched_before)
         query = select(JobRow).where(JobRow.state == JobState.QUEUED, JobRow.queue.in_(queues), able, silent)
         return self.session.scalar(query.order_by(JobRow.created_at).limit(1))
@@ -168,12 +174,14 @@ class JobRepository:
         return self.session.scalar(select(func.min(JobRow.created_at)).where(JobRow.state == JobState.QUEUED))
 
     def active_on_model(self, model: str) -> list[JobRow]:
-        query = select(JobRow).where(JobRow.model == model, JobRow.state.not_in(FINAL_STATES))
+        needed = or_(JobRow.model == model, JobRow.request["reference"].as_string() == model)
+        query = select(JobRow).where(needed, JobRow.state.not_in(FINAL_STATES))
         return list(self.session.scalars(query))
 
     def active_on_file(self, file_id: str) -> list[JobRow]:
-        """Unfinished jobs whose model, or any parameter of whose method, is an uploaded file."""
+        """Unfinished jobs whose model, or any parameter of whose method or request, is an uploaded file."""
         # The id is random enough that its text stands in a method's JSON for nothing else.
-        in_method = cast(JobRow.method, Text).contains(f'"{file_id}"', autoescape=True)
-        query = select(JobRow).where(or_(JobRow.model == file_id, in_method), JobRow.state.not_in(FINAL_STATES))
+        quoted = f'"{file_id}"'
+        named = [cast(column, Text).contains(quoted, autoescape=True) for column in (JobRow.method, JobRow.request)]
+        query = select(JobRow).where(or_(JobRow.model == file_id, *named), JobRow.state.not_in(FINAL_STATES))
         return list(self.session.scalars(query))

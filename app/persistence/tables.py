@@ -59,6 +59,9 @@ class JobRow(Base):
     quality: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     reused: Mapped[bool] = mapped_column(default=False)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    # What a job of another kind than quantization was asked for, and what it found.
+    request: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class JobEventRow(Base):
@@ -99,6 +102,8 @@ class ArtifactRow(Base):
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_at: Mapped[float] = mapped_column(Float(53))
+    # The newest evaluation's result, of which `quality` is not a part: that was measured before publication.
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class FileRow(Base):

@@ -55,6 +55,14 @@ class WorkerService:
             raise MethodUnavailable(f"method {spec.name!r} cannot run on any worker: {reason}", param="method.type")
         return next(queue for queue in queues if any(queue in worker.queues for worker in able))
 
+    def any_queue(self) -> str:
+        """The queue for what every worker can do: gpu where one has it. Raises NoWorkerAvailable."""
+        taken = {queue for worker in self.recent() for queue in worker.queues}
+        queue = next((device.value for device in (Device.GPU, Device.CPU) if device.value in taken), None)
+        if queue is None:
+            raise NoWorkerAvailable("no worker takes jobs; start one with `bitmill worker`")
+        return queue
+
     def catalog(self) -> list[dict[str, Any]]:
         """Every method with its JSON schema, and whether a live worker can run it."""
         workers = self.live()

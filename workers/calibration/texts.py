@@ -18,6 +18,9 @@ from app.settings import Settings
 Document = str | list[dict[str, str]]
 
 BUILTIN: Final = Path(__file__).parent / "data" / "builtin.txt"
+# The field that names a data set for calibration, and which sets need no hub, by the field that names one.
+PARAM: Final = "method.calibration.dataset"
+OFFLINE: Final = {PARAM: "'builtin', 'python-docs' or 'self'", "dataset": "'builtin' or 'python-docs'"}
 # What is read at most; far more than calibration can use.
 MAX_CHARACTERS: Final = 32 * 1024**2
 # What is taken of a data set that does not end.
@@ -26,35 +29,47 @@ STREAMED_DOCUMENTS: Final = 2000
 
 @dataclass(frozen=True)
 class HubDataset:
-    """`read` turns one record into a document."""
+    """`read` turns one record into a document. `held_out` is the split for measuring, `split` that for calibrating."""
 
     path: str
     name: str | None
     split: str
+    held_out: str
     read: Callable[[dict[str, Any]], Document]
 
 
 HUB_DATASETS: Final = {
-    "wikitext2": HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", "train", lambda record: record["text"]),
-    "c4": HubDataset("allenai/c4", "en", "train", lambda record: record["text"]),
-    "ultrachat": HubDataset("HuggingFaceH4/ultrachat_200k", None, "train_sft", lambda record: record["messages"]),
+    "wikitext2": HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", "train", "test", lambda record: record["text"]),
+    "c4": HubDataset("allenai/c4", "en", "train", "validation", lambda record: record["text"]),
+    "ultrachat": HubDataset(
+        "HuggingFaceH4/ultrachat_200k", None, "train_sft", "test_sft", lambda record: record["messages"]
+    ),
 }
 
 
-def read_documents(dataset: str, settings: Settings) -> list[Document]:
-    """The documents of a named data set. Raises HubUnreachable."""
+def read_documents(dataset: str, settings: Settings, *, held_out: bool = False, param: str = PARAM) -> list[Document]:
+    """The documents of a named data set, or of its split for measuring. Raises HubUnreachable, naming `param`."""
     if dataset == "builtin":
         return [BUILTIN.read_text(encoding="utf-8")]
     if dataset == "python-docs":
         return _python_docs()
-    return _from_hub(dataset, HUB_DATASETS[dataset], settings)
+    source = HUB_DATASETS[dataset]
+    return _from_hub(dataset, source, source.held_out if held_out else source.split, settings, param)
 
 
-def read_file(path: Path, name: str) -> list[Document]:
+def read_file(path: Path, name: str, *, param: str = PARAM) -> list[Document]:
     """The documents of a file of the user's: JSONL where its `name` says so, else one text.
 
-    Raises InvalidParameter with the number of the line at fault.
+    Raises InvalidParameter, naming `param`, with the number of the line at fault.
     """
+    try:
+        return _read_file(path, name)
+    except InvalidParameter as error:
+        error.param = param
+        raise
+
+
+def _read_file(path: Path, name: str) -> list[Document]:
     with path.open(encoding="utf-8") as file:
         try:
             if name.lower().endswith((".jsonl", ".ndjson")):
@@ -78,7 +93,7 @@ def _python_docs() -> list[Document]:
     return [text for _, text in sorted(topics.items())]
 
 
-def _from_hub(dataset: str, source: HubDataset, settings: Settings) -> list[Document]:
+def _from_hub(dataset: str, source: HubDataset, split: str, settings: Settings, param: str) -> list[Document]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
@@ -87,14 +102,14 @@ def _from_hub(dataset: str, source: HubDataset, settings: Settings) -> list[Docu
         token = settings.hub_token or False
         api = HfApi(endpoint=settings.hub_endpoint, token=token)
         api.dataset_info(source.path, timeout=settings.hub_timeout_seconds)
-        records = load_dataset(source.path, source.name, split=source.split, streaming=True, token=token)
+        records = load_dataset(source.path, source.name, split=split, streaming=True, token=token)
         return _within_limit(source.read(record) for record in records.take(STREAMED_DOCUMENTS))
     # Both libraries raise their own and the HTTP library's errors, which share no other base.
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise HubUnreachable(
             f"the data set {source.path!r} could not be read from the hub ({type(error).__name__}: {error}); "
-            f"check the network, or use the dataset 'builtin', 'python-docs' or 'self' instead of {dataset!r}",
-            param="method.calibration.dataset",
+            f"check the network, or use the dataset {OFFLINE[param]} instead of {dataset!r}",
+            param=param,
         ) from error
 
 
@@ -141,4 +156,4 @@ def _is_message(value: object) -> bool:
 
 
 def _bad_file(problem: str) -> InvalidParameter:
-    return InvalidParameter(f"calibration file: {problem}", param="method.calibration.dataset")
+    return InvalidParameter(f"uploaded text: {problem}", param=PARAM)

@@ -13,21 +13,12 @@ from app.domain.errors import QualityGateFailed
 from app.settings import Settings
 from app.storage.artifacts import gguf_file
 from app.storage.checkpoints import Checkpoint
-from workers.evaluation import sample as samples
 from workers.evaluation.gate import require_answer, require_sane
-from workers.evaluation.metrics import (
-    Floats,
-    kl_divergence,
-    log_softmax,
-    mean,
-    negative_log_likelihood,
-    perplexity,
-    top1_agreement,
-)
+from workers.evaluation.metrics import mean, perplexity
 from workers.evaluation.reference import Reference, load_reference
 from workers.evaluation.sample import GENERATED_TOKENS, Sample, load_sample
 from workers.evaluation.scorers.base import Scorer
-from workers.evaluation.windows import scored
+from workers.evaluation.scoring import Scores, score
 from workers.stages import StageStore
 
 Report = Callable[[float, str], None]
@@ -53,12 +44,13 @@ def prove_artifact(
     reference = load_reference(original, fingerprint, sample, stages, _part(report, 0.0, 0.5))
     report(0.5, "loading the artifact")
     with open_scorer(artifact, format_, sample.context_length) as scorer:
-        _require_same_tokens(scorer, sample)
+        require_same_tokens(scorer, sample)
         _require_same_ends(scorer, sample)
         _require_template(scorer, sample)
         made = scorer.generate(sample.prompt, GENERATED_TOKENS, sample.stop)
         text = str(sample.tokenizer.decode(made, skip_special_tokens=True))
-        card = _measure(scorer, sample, reference, text, _part(report, 0.5, 1.0))
+        scores = score(scorer, sample, reference, _part(report, 0.5, 1.0))
+        card = _card(sample, reference, scores, text)
     if gate is Gate.ON:
         require_sane(card, bits)
         require_answer(made, reference.generated, text)
@@ -83,7 +75,7 @@ def _part(report: Report, start: float, end: float) -> Report:
     return lambda fraction, stage: report(start + (end - start) * fraction, stage)
 
 
-def _require_same_tokens(scorer: Scorer, sample: Sample) -> None:
+def require_same_tokens(scorer: Scorer, sample: Sample) -> None:
     tokens = scorer.tokenize(sample.text)
     if tokens is not None and not np.array_equal(tokens, sample.tokens):
         shorter = min(len(tokens), len(sample.tokens))
@@ -114,35 +106,18 @@ def _require_template(scorer: Scorer, sample: Sample) -> None:
         )
 
 
-def _measure(scorer: Scorer, sample: Sample, reference: Reference, text: str, report: Report) -> QualityCard:
-    nll: list[Floats] = []
-    divergence: list[Floats] = []
-    agreement: list[Floats] = []
-    positions, _ = scored(sample.windows[0])
-    for number, logits in enumerate(scorer.each_logits(sample.windows, positions)):
-        report(number / len(sample.windows), "measuring the artifact")
-        _, targets = scored(sample.windows[number])
-        log_probs = log_softmax(logits)
-        original = reference.log_probs(number)
-        nll.append(negative_log_likelihood(log_probs, targets))
-        divergence.append(kl_divergence(original, log_probs))
-        agreement.append(top1_agreement(original, log_probs))
-    return _card(sample, reference, np.concatenate(nll), np.concatenate(divergence), np.concatenate(agreement), text)
-
-
-def _card(
-    sample: Sample, reference: Reference, nll: Floats, divergence: Floats, agreement: Floats, text: str
-) -> QualityCard:
+def _card(sample: Sample, reference: Reference, scores: Scores, text: str) -> QualityCard:
+    divergence = scores.divergence
     return QualityCard(
-        dataset=samples.NAME,
+        dataset=sample.name,
         dataset_sha256=sample.sha256,
         context_length=sample.context_length,
-        scored_tokens=len(nll),
-        perplexity=_finite(perplexity(nll)),
+        scored_tokens=len(scores.nll),
+        perplexity=_finite(perplexity(scores.nll)),
         reference_perplexity=perplexity(reference.nll),
         kl_divergence=_finite(mean(divergence)),
         kl_divergence_p99=float(np.quantile(divergence, 0.99)) if np.isfinite(divergence).all() else None,
-        top1_agreement=mean(agreement),
+        top1_agreement=mean(scores.agreement),
         generated_text=text,
     )
 

@@ -10,13 +10,17 @@ from typing import Any, Final
 import numpy as np
 from transformers import AutoTokenizer
 
+from app.domain.errors import InvalidParameter
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, stop_token_ids
+from workers.calibration.texts import Document
 from workers.evaluation.windows import Tokens, cut
 
 NAME: Final = "builtin"
 TEXT: Final = Path(__file__).parent / "data" / "sample.txt"
 GENERATED_TOKENS: Final = 24
+# More than texts have on average, in any language: enough text for the windows that are asked for.
+CHARACTERS_PER_TOKEN: Final = 12
 QUESTION: Final = "What is the capital of France?"
 
 
@@ -24,6 +28,7 @@ QUESTION: Final = "What is the capital of France?"
 class Sample:
     """Token ids of one text for one tokenizer, and a prompt to be continued."""
 
+    name: str
     text: str
     sha256: str
     tokens: Tokens
@@ -38,20 +43,52 @@ class Sample:
 
 
 def load_sample(checkpoint: Checkpoint, settings: Settings) -> Sample:
-    """Raises InvalidParameter when the windows asked for are longer than the text."""
+    """The built-in text. Raises InvalidParameter when the windows asked for are longer than it."""
     text = TEXT.read_text(encoding="utf-8")
+    return cut_sample(
+        checkpoint, NAME, [text], length=settings.evaluation_context_length, limit=settings.evaluation_windows
+    )
+
+
+def cut_sample(checkpoint: Checkpoint, name: str, documents: list[Document], *, length: int, limit: int) -> Sample:
+    """Up to `limit` windows of `length` tokens, or as many as the model takes, of these documents in a row.
+
+    Raises InvalidParameter where they do not fill one window, or are conversations for a model without a template.
+    """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    tokens = np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
-    length = min(settings.evaluation_context_length, checkpoint.config["max_position_embeddings"])
+    length = min(length, checkpoint.config.get("max_position_embeddings") or length)
+    text = _join(tokenizer, documents, limit * length * CHARACTERS_PER_TOKEN)
+    tokens = np.array(tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int64)
     return Sample(
+        name=name,
         text=text,
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         tokens=tokens,
-        windows=cut(tokens, length=length, limit=settings.evaluation_windows, bos=_bos(tokenizer)),
+        windows=cut(tokens, length=length, limit=limit, bos=_bos(tokenizer)),
         prompt=_prompt(tokenizer)[-length // 2 :],
         stop=_stop(checkpoint, tokenizer),
         tokenizer=tokenizer,
     )
+
+
+def _join(tokenizer: Any, documents: list[Document], characters: int) -> str:
+    """One text, no longer than its windows can need: what is left out of it is not tokenized either."""
+    parts: list[str] = []
+    for document in documents:
+        parts.append(document if isinstance(document, str) else _conversation(tokenizer, document))
+        characters -= len(parts[-1])
+        if characters < 0:
+            parts[-1] = parts[-1][:characters]
+            break
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def _conversation(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    if not tokenizer.chat_template:
+        raise InvalidParameter(
+            "the data set holds conversations and the model has no chat template; give plain text", param="dataset"
+        )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def _bos(tokenizer: Any) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import IllegalTransition, JobNotFound
-from app.domain.jobs import ALLOWED_TRANSITIONS, JobState
+from app.domain.jobs import ALLOWED_TRANSITIONS, JobKind, JobState
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import JobRow
 from app.persistence.unit_of_work import Database
@@ -149,7 +149,9 @@ def test_pages_follow_each_other_without_gap_or_overlap(database: Database) -> N
     after, more = None, True
     while more:
         with database.reading() as session:
-            rows, more = JobRepository(session).page(limit=3, after=after, states=[], model=None)
+            rows, more = JobRepository(session).page(
+                kind=JobKind.QUANTIZATION, limit=3, after=after, states=[], model=None
+            )
         seen += [row.id for row in rows]
         after = rows[-1].id
     assert seen == [f"qjob-{number}" for number in (6, 5, 4, 3, 2, 1, 0)]
@@ -161,8 +163,8 @@ def test_pages_can_be_filtered(database: Database) -> None:
     add_job(database, "qjob-3", model="b", state=JobState.FAILED)
     with database.reading() as session:
         jobs = JobRepository(session)
-        by_model, _ = jobs.page(limit=10, after=None, states=[], model="b")
-        by_state, _ = jobs.page(limit=10, after=None, states=[JobState.FAILED], model=None)
+        by_model, _ = jobs.page(kind=JobKind.QUANTIZATION, limit=10, after=None, states=[], model="b")
+        by_state, _ = jobs.page(kind=JobKind.QUANTIZATION, limit=10, after=None, states=[JobState.FAILED], model=None)
     assert {row.id for row in by_model} == {"qjob-2", "qjob-3"}
     assert [row.id for row in by_state] == ["qjob-3"]
 

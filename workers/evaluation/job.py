@@ -1,0 +1,91 @@
+"""The two steps of an evaluation: scoring, and timing in a process that holds no model of its own."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.domain.artifacts import ArtifactFormat
+from app.domain.evaluation import EvaluationRequest, Metric
+from app.persistence.artifacts import ArtifactRepository
+from app.persistence.tables import ArtifactRow
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage import artifacts
+from workers.child import Channel, Message
+from workers.job_run import Reporter
+
+if TYPE_CHECKING:
+    from workers.evaluation.quality import Subject
+    from workers.sources.resolve import Source
+
+SCORE = (0.1, 0.7)
+TIME = (0.7, 1.0)
+
+
+def evaluate(task: Message, channel: Channel, settings: Settings) -> None:
+    """Resolves the model and its reference, tells what it found, and scores where quality was asked for."""
+    from workers.evaluation.quality import compares, measure_quality, require_measurable
+    from workers.job_process import RESOLVE, describe
+    from workers.sources.resolve import resolve
+
+    request = EvaluationRequest.model_validate(task["request"])
+    require_measurable(request)
+    row = find_quantized(request.model, settings)
+    report = Reporter(channel, RESOLVE).report
+    original = resolve(request.reference or request.model, settings, report)
+    is_original = row is not None or request.reference in (None, request.model)
+    source = original if is_original else resolve(request.model, settings, report)
+    subject = _subject(row, source, settings)
+    sources = {each.name: describe(each.name, each.fingerprint, each.checkpoint) for each in (original, source)}
+    channel.send({"kind": "resolved", "sources": list(sources.values()), "subject": _message(subject, row)})
+    quality = None
+    if request.measures_quality:
+        quality = measure_quality(
+            subject,
+            original,
+            compare=compares(request),
+            request=request,
+            settings=settings,
+            report=Reporter(channel, SCORE).report,
+        ).model_dump(mode="json")
+    channel.send({"kind": "done", "quality": quality})
+
+
+def find_quantized(name: str, settings: Settings) -> ArtifactRow | None:
+    """The model's row, if a job made it."""
+    with closing(Database(settings.database)) as database, database.reading() as session:
+        row = ArtifactRepository(session).find(name)
+    return row if row is not None and row.method is not None else None
+
+
+def _subject(row: ArtifactRow | None, source: Source, settings: Settings) -> Subject:
+    from workers.evaluation.quality import Subject
+
+    if row is None:
+        return Subject(source.name, source.path, ArtifactFormat.SAFETENSORS)
+    return Subject(row.name, artifacts.locate(row, settings), ArtifactFormat(row.format))
+
+
+def _message(subject: Subject, row: ArtifactRow | None) -> Message:
+    method = row.method["type"] if row is not None and row.method else None
+    return {"name": subject.name, "folder": str(subject.folder), "format": subject.format.value, "method": method}
+
+
+def time_serving(task: Message, channel: Channel, settings: Settings) -> None:
+    """Serves the model on its engine and times it."""
+    from app.domain.serving import DeploymentOptions
+    from workers.evaluation.speed import measure_serving
+    from workers.serving.deployment import ServedModel
+
+    request = EvaluationRequest.model_validate(task["request"])
+    subject = channel.receive()["subject"]
+    options = DeploymentOptions(engine=request.engine)
+    model = ServedModel(
+        subject["name"], Path(subject["folder"]), ArtifactFormat(subject["format"]), subject["method"], options
+    )
+    text = Path(__file__).with_name("data").joinpath("sample.txt").read_text(encoding="utf-8")
+    wanted: set[Metric] = set(request.metrics)
+    figures = measure_serving(model, text, wanted, settings, Reporter(channel, TIME).report)
+    channel.send({"kind": "done", "serving": figures.model_dump(mode="json")})

@@ -1,0 +1,184 @@
+"""How fast a model is served, and what that takes: measured on the engine that would serve it.
+
+An engine of our own is started on the loopback address, asked for completions at 1 and at 8 requests at a time,
+and stopped. Imports no ML library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from app.domain.errors import EngineFailed
+from app.domain.evaluation import EngineFigures, Metric, SpeedFigures
+from app.settings import Settings
+from workers.evaluation.energy import gpu_joules
+from workers.serving.deployment import ServedModel
+from workers.serving.engines.base import EngineProcess
+from workers.serving.machine import Machine
+from workers.serving.planning import EnginePlanner, Plan
+from workers.serving.process import RunningEngine, log_name, new_address
+
+Report = Callable[[float, str], None]
+
+REQUESTS: Final = (1, 8)
+# Enough for rates that a slow processor gives within a minute.
+PROMPT_CHARACTERS: Final = 1024
+OUTPUT_TOKENS: Final = 64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """When the first and the last token of one request came, on the monotonic clock, and what the engine counted."""
+
+    sent: float
+    first: float
+    last: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+def measure_serving(
+    model: ServedModel, text: str, metrics: set[Metric], settings: Settings, report: Report
+) -> EngineFigures:
+    """`text` gives the prompts. Raises InvalidParameter for an engine that cannot serve it, or EngineFailed."""
+    return asyncio.run(_measure(model, text, metrics, settings, report))
+
+
+async def _measure(
+    model: ServedModel, text: str, metrics: set[Metric], settings: Settings, report: Report
+) -> EngineFigures:
+    machine = Machine(settings.serving_gpu_memory_share)
+    plan = EnginePlanner(settings, machine)(model)
+    report(0.0, f"loading the model on {plan.engine.spec.name}")
+    started = time.monotonic()
+    running = await _start(model, plan, settings)
+    try:
+        await running.wait_until_healthy(settings.serving_load_timeout_seconds)
+        load_seconds = time.monotonic() - started
+        speed = await _speed(running, plan, text, metrics, report)
+        return EngineFigures(
+            engine=plan.engine.spec.name,
+            engine_version=plan.engine.version(),
+            device=machine.device.value,
+            context_length=plan.options.context_length,
+            load_seconds=load_seconds,
+            resident_bytes=running.resident_bytes(),
+            gpu_bytes=machine.used_by(running.pids()),
+            predicted_bytes=plan.estimate.total_bytes,
+            speed=speed,
+        )
+    finally:
+        await running.kill()
+
+
+async def _start(model: ServedModel, plan: Plan, settings: Settings) -> RunningEngine:
+    address = new_address()
+    command = plan.engine.command(model.folder, plan.options, address)
+    if not isinstance(command, EngineProcess):
+        raise EngineFailed(f"the model {model.name!r} is served elsewhere and cannot be measured here")
+    return await RunningEngine.start(command, address, settings.logs_folder / f"evaluation-{log_name(model.name)}")
+
+
+async def _speed(
+    running: RunningEngine, plan: Plan, text: str, metrics: set[Metric], report: Report
+) -> tuple[SpeedFigures, ...]:
+    if not {Metric.SPEED, Metric.ENERGY, Metric.MEMORY} & metrics:
+        return ()
+    limit = plan.options.context_length // 4
+    timeout = httpx.Timeout(600.0, connect=10.0)
+    async with httpx.AsyncClient(headers=running.headers, timeout=timeout, trust_env=False) as client:
+        prompts = Prompts(text, min(PROMPT_CHARACTERS, limit))
+        output = min(OUTPUT_TOKENS, limit)
+        # The first answer pays for what later ones find ready; it is not measured.
+        await _complete(client, running, prompts.next(), output)
+        found = []
+        for number, count in enumerate(REQUESTS):
+            report(number / len(REQUESTS), f"timing {count} request{'s' if count > 1 else ''} at a time")
+            found.append(await _together(client, running, [prompts.next() for _ in range(count)], output, metrics))
+    return tuple(found) if {Metric.SPEED, Metric.ENERGY} & metrics else ()
+
+
+class Prompts:
+    """Pieces of a text that begin differently each time, so that no cache of prefixes answers for the engine."""
+
+    def __init__(self, text: str, characters: int) -> None:
+        self.text = text
+        self.characters = characters
+        self.count = 0
+
+    def next(self) -> str:
+        self.count += 1
+        start = self.count * self.characters % max(len(self.text) - self.characters, 1)
+        return f"{self.count}. {self.text[start : start + self.characters]}"
+
+
+async def _together(
+    client: httpx.AsyncClient, running: RunningEngine, prompts: list[str], output: int, metrics: set[Metric]
+) -> SpeedFigures:
+    before = gpu_joules() if Metric.ENERGY in metrics else None
+    answers = await asyncio.gather(*(_complete(client, running, prompt, output) for prompt in prompts))
+    after = gpu_joules() if before is not None else None
+    figures = rates(answers)
+    if before is None or after is None or not figures.output_tokens:
+        return figures
+    return figures.model_copy(update={"joules_per_output_token": (after - before) / figures.output_tokens})
+
+
+def rates(answers: list[Answer]) -> SpeedFigures:
+    """Of requests that were sent together.
+
+    Prefill: all prompt tokens, by the time until the last request's first token. Decode: all output tokens but each
+    request's first, by the time from the earliest first token to the last token of all.
+    """
+    sent, first = min(each.sent for each in answers), min(each.first for each in answers)
+    prompt, output = sum(each.prompt_tokens for each in answers), sum(each.output_tokens for each in answers)
+    return SpeedFigures(
+        requests=len(answers),
+        prompt_tokens=prompt,
+        output_tokens=output,
+        time_to_first_token_seconds=sum(each.first - each.sent for each in answers) / len(answers),
+        prefill_tokens_per_second=_rate(prompt, max(each.first for each in answers) - sent),
+        decode_tokens_per_second=_rate(output - len(answers), max(each.last for each in answers) - first),
+    )
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if tokens > 0 and seconds > 0 else None
+
+
+async def _complete(client: httpx.AsyncClient, running: RunningEngine, prompt: str, output: int) -> Answer:
+    """One streamed completion, greedy. Raises EngineFailed."""
+    body = {
+        "model": running.upstream_model, "prompt": prompt, "max_tokens": output, "temperature": 0, "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    sent = time.monotonic()
+    moments: list[float] = []
+    usage: dict[str, Any] = {}
+    try:
+        async with client.stream("POST", running.url("/v1/completions"), json=body) as answer:
+            if answer.is_error:
+                raise EngineFailed(f"the engine refused to be timed: {(await answer.aread()).decode()[:300]}")
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    moments, usage = _read(json.loads(line[6:]), moments, usage)
+    except httpx.HTTPError as error:
+        raise EngineFailed(f"the engine ended while it was timed ({type(error).__name__}: {error})") from error
+    if not moments or not usage:
+        raise EngineFailed("the engine gave no token and no usage while it was timed")
+    return Answer(sent, moments[0], moments[-1], usage["prompt_tokens"], usage["completion_tokens"])
+
+
+def _read(chunk: dict[str, Any], moments: list[float], usage: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
+    if "error" in chunk:
+        raise EngineFailed(f"the engine failed while it was timed: {chunk['error']}")
+    if chunk.get("choices"):
+        moments = [*moments, time.monotonic()]
+    return moments, chunk.get("usage") or usage
