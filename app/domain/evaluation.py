@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from app.domain.artifacts import Measurement
 from app.domain.files import FILE_ID
+from app.domain.hardware import Device
 
 NAMED_DATASETS: Final[dict[str, str]] = {
     "builtin": "a text written for Bitmill, about 2,200 tokens; needs no network",
@@ -131,3 +133,24 @@ class EvaluationResult(BaseModel, frozen=True):
     quality: QualityFigures | None = None
     serving: EngineFigures | None = None
     hardware: dict[str, Any] | None = None
+
+
+# The load at which engines are compared with each other: several requests at a time, as a server has them.
+COMPARED_REQUESTS: Final = 8
+
+
+def measured_speeds(results: Iterable[Mapping[str, Any]], device: Device) -> dict[str, float]:
+    """Decoded tokens per second at COMPARED_REQUESTS for each engine measured on such a device.
+
+    `results` are those of one model's evaluations, the newest first; of each engine the newest counts.
+    """
+    found: dict[str, float] = {}
+    for result in results:
+        serving = result.get("serving") or {}
+        if serving.get("device") != device:
+            continue
+        rates = [speed["decode_tokens_per_second"] for speed in serving.get("speed") or ()
+                 if speed["requests"] == COMPARED_REQUESTS]  # fmt: skip
+        if rates and rates[0] is not None:
+            found.setdefault(serving["engine"], rates[0])
+    return found

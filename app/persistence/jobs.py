@@ -14,6 +14,8 @@ from app.domain.jobs import FINAL_STATES, JobKind, JobState, sources_of
 from app.persistence.tables import JobEventRow, JobRow
 
 ACTIVE = (JobState.RUNNING, JobState.CANCELLING)
+# As many of a model's evaluations as are looked at.
+MOST_EVALUATIONS = 20
 LISTED_AT = {JobKind.QUANTIZATION: "/v1/quantization/jobs", JobKind.EVALUATION: "/v1/evaluations"}
 
 
@@ -172,6 +174,13 @@ class JobRepository:
 
     def oldest_queued_at(self) -> float | None:
         return self.session.scalar(select(func.min(JobRow.created_at)).where(JobRow.state == JobState.QUEUED))
+
+    def evaluations_of(self, model: str) -> Sequence[JobRow]:
+        """The model's evaluations that succeeded, newest first."""
+        query = select(JobRow).where(
+            JobRow.kind == JobKind.EVALUATION, JobRow.model == model, JobRow.state == JobState.SUCCEEDED
+        )
+        return list(self.session.scalars(query.order_by(JobRow.created_at.desc()).limit(MOST_EVALUATIONS)))
 
     def active_on_model(self, model: str) -> list[JobRow]:
         needed = or_(JobRow.model == model, JobRow.request["reference"].as_string() == model)

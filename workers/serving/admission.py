@@ -10,16 +10,21 @@ from contextlib import asynccontextmanager
 
 from app.domain.errors import TooManyRequests
 
-# Beyond its slots an engine gets a few requests more, so that the next one is there when a slot falls free.
-READY_AHEAD = 2
+# Beyond its slots an engine gets as many requests again, at least these, so that the next ones are there when slots
+# fall free: all of them may at once, and prompts that come together are read together.
+LEAST_READY_AHEAD = 2
 # Seconds that a client may be told to wait.
 LEAST_RETRY, LONGEST_RETRY = 1, 60
 # How much the newest duration weighs in the moving average.
 NEWEST_WEIGHT = 0.2
 
 
+def ready_ahead(slots: int) -> int:
+    return max(slots, LEAST_READY_AHEAD)
+
+
 class Admission:
-    """Requests enter in the order in which they came: at most `slots` (and a few) at once, `queue` waiting."""
+    """Requests enter in the order in which they came: `slots` and those ready ahead at once, `queue` waiting."""
 
     def __init__(self, name: str, *, slots: int, queue: int, timeout_seconds: float) -> None:
         self.name = name
@@ -28,7 +33,7 @@ class Admission:
         self.timeout_seconds = timeout_seconds
         self.running = 0
         self.waiting = 0
-        self._free = asyncio.Semaphore(slots + READY_AHEAD)
+        self._free = asyncio.Semaphore(slots + ready_ahead(slots))
         self._average_seconds = 1.0
 
     @asynccontextmanager

@@ -36,7 +36,8 @@ class ServedModel:
     """What the pool has to know of a model: its files, and how it is to be served.
 
     `method` is the quantization method that made it, None where nobody did. `draft` has the files of the draft
-    model that its options name. A remote model has no files of its own.
+    model that its options name. A remote model has no files of its own. `evaluations` are the results of its
+    evaluations, newest first.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ServedModel:
     method: str | None = None
     options: DeploymentOptions = field(default_factory=DeploymentOptions)
     draft: Path | None = None
+    evaluations: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import InvalidParameter
 from app.domain.serving import DeploymentOptions
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.deployments import DeploymentRepository
+from app.persistence.jobs import JobRepository
 from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
@@ -38,7 +40,12 @@ class ModelDirectory:
         row = self._artifact(name)
         method = str(row.method["type"]) if row.method else None
         folder, draft = locate(row, self.settings), self._draft(options, row)
-        return ServedModel(name, folder, ArtifactFormat(row.format), method, options, draft)
+        return ServedModel(name, folder, ArtifactFormat(row.format), method, options, draft, self._evaluated(name))
+
+    def _evaluated(self, name: str) -> tuple[dict[str, Any], ...]:
+        with self.database.reading() as session:
+            rows = JobRepository(session).evaluations_of(name)
+        return tuple(row.result for row in rows if row.result)
 
     def _artifact(self, name: str) -> ArtifactRow:
         with self.database.reading() as session:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.domain.errors import InvalidParameter
+from app.domain.evaluation import measured_speeds
 from app.domain.memory import MemoryEstimate
 from app.domain.serving import DeploymentOptions
 from app.settings import Settings
@@ -49,8 +50,10 @@ class EnginePlanner:
     def _engine(self, model: ServedModel) -> Engine:
         if model.options.remote is not None:
             return load_engine("remote", self.settings)
+        device = self.machine.device
+        measured = measured_speeds(model.evaluations, device)
         wanted = model.options.engine
-        return choose_engine(model.format, model.method, self.machine.device, self.settings, wanted=wanted)
+        return choose_engine(model.format, model.method, device, self.settings, wanted=wanted, measured=measured)
 
 
 def require_options(options: DeploymentOptions, engine: Engine) -> None:

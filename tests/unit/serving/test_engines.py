@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed, InvalidParameter
+from app.domain.evaluation import measured_speeds
 from app.domain.hardware import Device
 from app.domain.quantization.catalog import CATALOG
 from app.domain.serving import DeploymentOptions, RemoteModel
@@ -67,6 +69,29 @@ def test_vllm_is_first_on_a_gpu_once_it_is_installed(settings: Settings) -> None
     assert choose_engine(*wanted, wanted=None).spec.name == "transformers"
     pretend_vllm(settings, Device.GPU)
     assert choose_engine(*wanted, wanted=None).spec.name == "vllm"
+
+
+def evaluated(engine: str, rate: float, device: str = "cpu") -> dict[str, Any]:
+    speed = [{"requests": requests, "decode_tokens_per_second": rate * requests / 8} for requests in (1, 8)]
+    return {"serving": {"engine": engine, "device": device, "speed": speed}}
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ([], "transformers"),
+        ([evaluated("vllm", 900)], "transformers"),  # nothing to compare it with
+        ([evaluated("vllm", 900), evaluated("transformers", 300)], "vllm"),
+        ([evaluated("vllm", 200), evaluated("transformers", 300), evaluated("vllm", 900)], "transformers"),
+        ([evaluated("vllm", 900, "gpu"), evaluated("transformers", 300)], "transformers"),
+        ([{"quality": {}}, {"serving": None}], "transformers"),
+    ],
+)
+def test_measurements_come_before_the_table(results: list[dict[str, Any]], expected: str, settings: Settings) -> None:
+    pretend_vllm(settings, Device.CPU)
+    measured = measured_speeds(results, Device.CPU)
+    chosen = choose_engine(ArtifactFormat.SAFETENSORS, None, Device.CPU, settings, wanted=None, measured=measured)
+    assert chosen.spec.name == expected
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ from typing import Final
 
 import xllamacpp
 
+from workers.serving.admission import ready_ahead
 from workers.serving.engines.base import API_KEY_VARIABLE
 from workers.serving.engines.llama_cpp_threads import decode_threads, usable_cores
 
 # What is decoded to find the best number of threads, and how often; the best time counts.
 PROBE: Final = {"prompt": "Once upon a time", "n_predict": 24, "temperature": 0, "ignore_eos": True}
 ROUNDS: Final = 2
-# HTTP threads beyond one per slot: for requests that wait ahead, for health and for metrics.
+# HTTP threads beyond those of requests on slots and ready ahead: for health and for metrics.
 SPARE_HTTP_THREADS: Final = 8
 
 
@@ -47,7 +48,7 @@ def parameters(arguments: argparse.Namespace) -> xllamacpp.CommonParams:
     params.kv_unified = True
     params.kv_unified_per_slot = arguments.context_length
     params.n_parallel = arguments.slots
-    params.n_threads_http = arguments.slots + SPARE_HTTP_THREADS
+    params.n_threads_http = arguments.slots + ready_ahead(arguments.slots) + SPARE_HTTP_THREADS
     # Without a limit of its own a request would run until the context is full.
     params.n_predict = arguments.context_length
     # Prefixes are shared in the cache itself. A second store of them beside it would grow to gigabytes.
