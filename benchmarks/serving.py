@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -224,6 +225,8 @@ def label(method: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    # Ended from outside it still ends the servers that it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"levels {QUICK_LEVELS} only")
     parser.add_argument("--engine", action="append", help="only this engine; may be repeated")

@@ -10,7 +10,9 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -134,6 +136,8 @@ def quantize(client: BitmillClient) -> list[str]:
 
 
 def main() -> None:
+    # Ended from outside it still ends the servers that it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--quick", action="store_true", help="two minutes")
