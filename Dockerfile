@@ -53,8 +53,9 @@ FROM runtime AS engine-runtime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
-# The hub's and torch's own caches: beside the data, because the root file system may be read-only.
-ENV HF_HOME=/var/lib/bitmill/cache/huggingface \
+# The hub's and torch's own caches, and what engines keep in a home: beside the data, because the root file system may be read-only.
+ENV HOME=/var/lib/bitmill/cache/home \
+    HF_HOME=/var/lib/bitmill/cache/huggingface \
     TORCH_HOME=/var/lib/bitmill/cache/torch \
     TRITON_CACHE_DIR=/var/lib/bitmill/cache/triton \
     GPTQMODEL_TORCH_EXTENSIONS_DIR=/var/lib/bitmill/cache/gptqmodel

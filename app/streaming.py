@@ -29,7 +29,10 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            await _cancel(working)
+            # What was finished all the same is not dropped: whoever gets it returns what it holds.
+            if working.cancelled() or working.exception() is not None:
+                raise ClientGone
         return working.result()
     finally:
         await _cancel(working)

@@ -46,7 +46,10 @@ def load(connect: Connect, /, model: str, speculation: str | None, **options: An
         given["speculation"] = {"type": "draft", "draft_model": draft} if draft else {"type": "ngram"}
     with connect() as bitmill:
         view = bitmill.deploy(model, **given)
-        click.echo(f"{view['model']} is {view['state']} on {view['engine']} after {view['load_seconds']:.1f} s")
+        # With a keep-alive of nothing it is gone again by now.
+        loaded = view.get("load_seconds") is not None
+        took = f" on {view['engine']} after {view['load_seconds']:.1f} s" if loaded else ""
+        click.echo(f"{view['model']} is {view['state']}{took}")
 
 
 @deployments.command("unload")

@@ -109,7 +109,9 @@ class BitmillClient:
         return self._request("POST", "/v1/deployments", json={"model": model, **options}, timeout=timeout)
 
     def undeploy(self, model: str) -> Json:
-        return self._request("DELETE", f"/v1/deployments/{quote(model, safe='')}")
+        """Returns when the model's requests in flight have finished and it is unloaded. Raises RequestFailed."""
+        path = f"/v1/deployments/{quote(model, safe='')}"
+        return self._request("DELETE", path, timeout=httpx.Timeout(60, read=None))
 
     def engines(self) -> list[Json]:
         return self._list("/v1/engines")

@@ -208,3 +208,10 @@ def test_nginx_streams() -> None:
     for line in ("proxy_buffering off;", "proxy_http_version 1.1;", "proxy_read_timeout 1h;"):
         assert line in text
     assert text.count("{") == text.count("}")
+
+
+def test_libraries_keep_their_caches_where_containers_can_write() -> None:
+    """The user has no home, and the root file system may be read-only."""
+    folders = dict(re.findall(r"(\w*HOME|\w+_DIR)=(/\S+)", DOCKERFILE.read_text()))
+    assert {"HOME", "HF_HOME", "TORCH_HOME", "TRITON_CACHE_DIR"} <= set(folders)
+    assert all(folder.startswith("/var/lib/bitmill") for folder in folders.values())

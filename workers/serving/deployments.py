@@ -57,8 +57,9 @@ async def create_deployment(request: Request, wanted: CreateDeployment) -> JSONR
 @router.delete("/deployments/{name:path}")
 async def delete_deployment(request: Request, name: str) -> dict[str, Any]:
     """Unloads the model, after its requests in flight, and forgets its options."""
-    freed = await request.app.state.pool.unload(name)
+    # In this order: a request that comes while others finish must not bring the options back.
     known = await run_in_threadpool(request.app.state.models.forget, name)
+    freed = await request.app.state.pool.unload(name)
     if freed is None and not known:
         raise _not_found(name)
     return {"model": name, "object": "deployment", "deleted": True, "freed_bytes": freed or 0}
@@ -100,6 +101,8 @@ async def load_pinned(models: ModelDirectory, pool: ModelPool) -> None:
             await pool.load(await run_in_threadpool(models.with_options, name, options))
         except BitmillError as error:
             log.error("the pinned model %s could not be loaded: %s", name, error.message)
+        except Exception:  # such as a damaged file, which is no reason to leave the others out
+            log.exception("the pinned model %s could not be loaded", name)
 
 
 def _load_in_background(tasks: set[asyncio.Task[None]], pool: ModelPool, model: ServedModel) -> asyncio.Task[None]:

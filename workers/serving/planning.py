@@ -75,7 +75,6 @@ def engine_options(model: ServedModel, settings: Settings) -> EngineOptions:
         dtype=asked.dtype,
         speculation=guessing,
         remote=_remote(asked, settings),
-        gpu_share=settings.serving_gpu_memory_share,
     )
 
 

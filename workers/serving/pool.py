@@ -224,10 +224,12 @@ class ModelPool:
     async def _make_room(self, model: ServedModel, plan: Plan) -> bool:
         """Evicts idle models until there is a place and memory for this one. False: busy ones are in the way."""
         needed = plan.estimate.total_bytes
+        if plan.options.remote is not None:  # loaded elsewhere: it takes no memory here, and no place
+            return True
         memory = await asyncio.to_thread(self.machine.memory)
         if needed > memory.total_bytes:
             raise self._too_large(model, plan, f"this machine has {memory.total_bytes}")
-        while plan.options.remote is None and self._places_taken() >= self.settings.serving_max_models:
+        while self._places_taken() >= self.settings.serving_max_models:
             if not await self._evict_one():
                 return False
         while needed > (free := await self._free_bytes()):
@@ -243,14 +245,18 @@ class ModelPool:
         return sum(each.options.remote is None for each in self.deployments)
 
     async def _free_bytes(self) -> int:
-        """What is free now, less what models that are being loaded will still take."""
+        """What is free now, less what models that are being loaded will still take.
+
+        No more than loaded models' estimates leave: weights that are mapped from files look free to the kernel.
+        """
         memory = await asyncio.to_thread(self.machine.memory)
+        spoken_for = sum(each.estimate.total_bytes for each in self.deployments)
         promised = 0
         for each in self.deployments:
             if each.state is DeploymentState.LOADING:
                 taken = (each.running.resident_bytes() if each.running else None) or 0
                 promised += max(each.estimate.total_bytes - taken, 0)
-        return memory.available_bytes - promised
+        return min(memory.available_bytes - promised, memory.total_bytes - spoken_for)
 
     def _too_large(self, model: ServedModel, plan: Plan, there_is: str) -> InsufficientMemory:
         parts = plan.estimate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 
 import httpx
@@ -15,6 +16,8 @@ from prometheus_client.registry import Collector
 from workers.serving.deployment import Deployment
 from workers.serving.pool import ModelPool
 
+log = logging.getLogger(__name__)
+
 LABELS = ["model_name", "engine"]
 ASK_SECONDS = 2.0
 
@@ -22,10 +25,15 @@ ASK_SECONDS = 2.0
 async def metrics(request: Request) -> Response:
     pool: ModelPool = request.app.state.pool
     usage = await _cache_usage(pool.deployments, request.app.state.client)
+    # In a thread: finding each engine's processes looks at every process of the machine, while answers stream.
+    text = await asyncio.to_thread(_text, pool, usage)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _text(pool: ModelPool, usage: dict[str, float]) -> bytes:
     momentary = CollectorRegistry()
     momentary.register(PoolCollector(pool, usage))
-    text = generate_latest(pool.metrics.registry) + generate_latest(momentary)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return generate_latest(pool.metrics.registry) + generate_latest(momentary)
 
 
 class PoolCollector(Collector):
@@ -66,4 +74,7 @@ async def _share(deployment: Deployment, client: httpx.AsyncClient) -> float | N
         answer.raise_for_status()
         return deployment.engine.cache_usage(answer.text, deployment.options)
     except httpx.HTTPError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:  # another version's answer: the other numbers are still right
+        log.warning("the engine of %s tells its cache's use in a form that is not known: %r", deployment.name, error)
         return None

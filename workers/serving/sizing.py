@@ -6,8 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from app.domain.memory import AttentionShape, MemoryEstimate, attention_shape, attention_shape_of_gguf
+from app.domain.memory import (
+    CACHE_BYTES_PER_VALUE,
+    AttentionShape,
+    MemoryEstimate,
+    attention_shape,
+    attention_shape_of_gguf,
+)
 from app.storage.artifacts import gguf_file
+from app.storage.tensor_headers import read_tensor_infos
 from workers.gguf_safety import read_keys
 
 if TYPE_CHECKING:  # engines use this module to say what they need
@@ -22,11 +29,32 @@ def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> M
     """Weights as the engine holds them, a cache for every token that the slots share, and the engine's own needs."""
     shape = read_shape(artifact)
     draft = options.speculation.draft if options.speculation else None
+    weights = engine.weights_bytes(artifact) + (_widened_bytes(artifact) if options.dtype == "float32" else 0)
     return MemoryEstimate(
-        weights_bytes=engine.weights_bytes(artifact) + (engine.weights_bytes(draft) if draft else 0),
-        cache_bytes=shape.cache_bytes(options.cache_tokens, sequences=options.slots) if shape else 0,
+        weights_bytes=weights + (engine.weights_bytes(draft) if draft else 0),
+        cache_bytes=_cache_bytes(shape, options, artifact) if shape else 0,
         runtime_bytes=engine.runtime_bytes(artifact) + (_scratch_bytes(shape) if shape else 0),
     )
+
+
+def _cache_bytes(shape: AttentionShape, options: EngineOptions, artifact: Path) -> int:
+    width = _bytes_per_value(artifact, options.dtype)
+    return shape.cache_bytes(options.cache_tokens, sequences=options.slots, bytes_per_value=width)
+
+
+def _widened_bytes(artifact: Path) -> int:
+    """What weights of 16 bits take more when they are loaded in 32."""
+    tensors = [info for file in artifact.glob("*.safetensors") for info in read_tensor_infos(file).values()]
+    return sum(info.end - info.start for info in tensors if info.dtype in ("BF16", "F16"))
+
+
+def _bytes_per_value(artifact: Path, dtype: str | None) -> int:
+    """Of keys and values: as precise as the computation, which follows the checkpoint where nobody says otherwise."""
+    config = artifact / "config.json"
+    if dtype is None and gguf_file(artifact) is None and config.is_file():
+        given = json.loads(config.read_text())
+        dtype = given.get("dtype") or given.get("torch_dtype")
+    return 4 if dtype == "float32" else CACHE_BYTES_PER_VALUE
 
 
 def stored_bytes(artifact: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from app.domain.serving import DeploymentOptions
 from app.main import create_app
 from app.persistence.schema import migrate
 from app.persistence.unit_of_work import Database
@@ -18,7 +20,10 @@ from tests.fakes.dispatcher import RecordingDispatcher
 from tests.fakes.engine import FakeEngine, planner_for
 from tests.unit.serving.conftest import MODEL, add_model, served
 from tests.unit.serving.test_host import CHAT, body, error_of, post, until
+from workers.serving.deployment import ServedModel
 from workers.serving.host import create_host
+from workers.serving.models import ModelDirectory
+from workers.serving.planning import Plan
 from workers.serving.pool import ModelPool
 
 
@@ -64,6 +69,42 @@ def test_deleting_a_deployment_forgets_its_options(base_url: str) -> None:
     assert listed(base_url) == {}
     post(base_url)
     assert listed(base_url)[MODEL]["context_length"] == 4096
+
+
+def test_a_request_during_an_unload_does_not_bring_the_options_back(
+    base_url: str, pool: ModelPool, tmp_path: Path
+) -> None:
+    deploy(base_url, context_length=128, pinned=True)
+    gate = tmp_path / "gate"
+    with ThreadPoolExecutor(3) as clients:
+        busy = clients.submit(post, base_url, user=str(gate))
+        until(lambda: pool.view()[0]["slots_in_use"] == 1)
+        deleted = clients.submit(httpx.delete, f"{base_url}/v1/deployments/{MODEL}", timeout=30)
+        until(lambda: pool.view()[0]["state"] == "stopping")
+        late = clients.submit(post, base_url)
+        until(lambda: len(pool._changed._waiters) == 2)  # it has looked its model up, and waits as the unload does
+        gate.touch()
+        assert [each.result().status_code for each in (busy, deleted, late)] == [200, 200, 200]
+    view = listed(base_url)[MODEL]
+    assert (view["context_length"], view["pinned"]) == (4096, False)
+
+
+def test_a_damaged_pinned_model_does_not_keep_others_from_loading(
+    settings: Settings, sqlite_database: Database, fake_engine: FakeEngine
+) -> None:
+    plan = planner_for(fake_engine, settings)
+
+    def stumble(model: ServedModel) -> Plan:
+        if model.name == "org/a":
+            raise OSError("the disk is gone")
+        return plan(model)
+
+    models = ModelDirectory(sqlite_database, settings)
+    for name in ("org/a", "org/b"):
+        add_model(sqlite_database, settings, name)
+        models.keep(name, DeploymentOptions(pinned=True))
+    with served(create_host(settings, pool=ModelPool(settings, planner=stumble))) as url:
+        until(lambda: listed(url)["org/b"]["state"] == "ready")
 
 
 def test_a_model_that_cannot_load_says_why(base_url: str, fake_engine: FakeEngine) -> None:

@@ -12,8 +12,11 @@ import pytest
 
 from app.domain.errors import BitmillError, ContextLengthExceeded, EngineFailed, InvalidParameter
 from workers.serving.contract.call import parse_call
+from workers.serving.contract.chat import ChatCompletionRequest
+from workers.serving.contract.parsing import parse_request
 from workers.serving.dialects.base import DONE, Upstream, event, objects, streamed
 from workers.serving.dialects.llama_cpp import LlamaCppDialect
+from workers.serving.dialects.llama_cpp_edits import JsonEdit
 
 HI = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
@@ -205,3 +208,16 @@ def test_greedy_requests_spare_the_samplers_the_whole_vocabulary(given: dict[str
     server = Server(v1__chat__completions=chat)
     server.ask("/v1/chat/completions", messages=HI, **given)
     assert server.asked[0][1].get("top_k") == top_k
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_call_that_a_stop_string_cuts_off_is_no_call(stream: bool) -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "tools": tools, "stop": "}",
+             "tool_choice": "required", "stream": stream}  # fmt: skip
+    choice = {"text": '[{"name": "now", "arguments": {', "finish_reason": "stop"}
+    JsonEdit(parse_request(ChatCompletionRequest, asked))(choice)
+    assert choice["finish_reason"] == "stop"
+    told = choice["delta" if stream else "message"]
+    assert told["content"] == '[{"name": "now", "arguments": {'
+    assert "tool_calls" not in told

@@ -128,6 +128,8 @@ def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path
     given = dict(zip(process.argv, process.argv[1:], strict=False))
     # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share.
     assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 2000)
+    # Nor does it want most of the GPU to be free before it starts: other models may be on it.
+    assert float(given["--gpu-memory-utilization"]) < 0.05
     assert given["--max-model-len"] == "512"
     assert given["--tool-call-parser"] == "hermes"
     assert json.loads(given["--speculative-config"])["num_speculative_tokens"] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from app.settings import Settings
 from tests.fakes.engine import FakeEngine
 from tests.unit.serving.conftest import MODEL
 from tests.unit.serving.test_host import CHAT, body, error_of, post, until
+from workers.serving.engines.base import EngineOptions
 from workers.serving.pool import ModelPool
+from workers.serving.process import RunningEngine
 
 
 @pytest.fixture
@@ -127,6 +130,28 @@ def test_an_answer_that_its_client_does_not_wait_for_counts_as_aborted(
         httpx.post(host_url + CHAT, json=body(user=str(tmp_path / "never")), timeout=1)
     until(lambda: fake_engine.events("request") and pool.view()[0]["in_flight"] == 0)
     assert 'finished_reason="abort"' in httpx.get(f"{host_url}/metrics").text
+
+
+def test_metrics_hold_up_nothing_and_survive_an_engine_of_another_version(
+    host_url: str, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_known(self: FakeEngine, answer: str, options: EngineOptions) -> float:
+        raise KeyError("is_processing")
+
+    def resident(self: RunningEngine) -> int:
+        threads.append(threading.current_thread().name)
+        return 42
+
+    threads: list[str] = []
+    post(host_url)
+    monkeypatch.setattr(FakeEngine, "cache_usage_path", "/usage")
+    monkeypatch.setattr(FakeEngine, "cache_usage", not_known)
+    monkeypatch.setattr(RunningEngine, "resident_bytes", resident)
+    answer = httpx.get(f"{host_url}/metrics")
+    assert answer.status_code == 200
+    assert "bitmill_model_resident_bytes" in answer.text
+    assert threads
+    assert not any("run" in name for name in threads)  # as the server's is called
 
 
 def test_waiting_for_a_model_belongs_to_the_time_of_its_first_token(host_url: str, pool: ModelPool) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from app.domain.errors import EngineFailed, ServingUnavailable
 from app.settings import Settings
+from app.streaming import unless_disconnected
 from tests.fakes.engine import FakeEngine
 from tests.unit.serving.scenarios import held, model, run, states, until
 from tests.unit.serving.test_residency import GIB, SmallMachine
@@ -35,6 +36,23 @@ def slow_death(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
     monkeypatch.setattr(RunningEngine, "kill", wait_and_kill)
     return gate
+
+
+def test_an_answer_that_was_finished_as_its_client_left_is_not_dropped() -> None:
+    """It holds a slot and a connection, which only it can return."""
+
+    async def stubborn() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "the answer"
+        return "never"
+
+    async def gone() -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    assert asyncio.run(unless_disconnected(gone, stubborn())) == "the answer"
 
 
 @pytest.mark.parametrize("steps", range(6))

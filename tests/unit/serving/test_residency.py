@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from app.domain.errors import InsufficientMemory, InvalidParameter, ServingUnava
 from app.settings import Settings
 from tests.fakes.engine import FakeEngine
 from tests.unit.serving.scenarios import held, model, run, states, until
+from workers.serving.engines.base import RemoteAddress
 from workers.serving.machine import Machine, Memory
 from workers.serving.pool import ModelPool
 
@@ -134,6 +136,35 @@ def test_idle_models_make_room_in_memory(settings: Settings, engine: FakeEngine)
 
     many = settings.model_copy(update={"serving_max_models": 9})
     run(many, engine, scenario, needs=dict.fromkeys("abc", 4 * GIB), machine=machine)
+
+
+def test_weights_that_are_mapped_from_files_count(settings: Settings, engine: FakeEngine) -> None:
+    """The kernel calls their pages available, because it could read them again, at every token."""
+
+    class Mapped(Machine):
+        def memory(self) -> Memory:
+            return Memory(10 * GIB, 10 * GIB)
+
+    async def scenario(pool: ModelPool) -> None:
+        for name in ("a", "b"):
+            await pool.load(model(settings, name))
+        assert set(states(pool)) == {"b"}
+
+    run(settings, engine, scenario, needs=dict.fromkeys("ab", 6 * GIB), machine=Mapped())
+
+
+def test_a_model_elsewhere_evicts_none_here(settings: Settings, engine: FakeEngine) -> None:
+    class Full(Machine):
+        def memory(self) -> Memory:
+            return Memory(10 * GIB, -1)  # a GPU that others have filled beyond its share
+
+    async def scenario(pool: ModelPool) -> None:
+        there = model(settings, "b", remote={"server": "s", "model": "m"})
+        plan = pool.planner(model(settings, "a"))
+        remote = replace(plan, options=replace(plan.options, remote=RemoteAddress("http://127.0.0.1:9", "m")))
+        assert await pool._make_room(there, remote)
+
+    run(settings, engine, scenario, machine=Full())
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_numbers(settings: Settings, engine: FakeEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,23 @@ def test_weights_cache_and_engine(settings: Settings, tmp_path: Path) -> None:
     assert estimate.weights_bytes == stored_bytes(folder)
     assert estimate.cache_bytes == 2 * (2 * 4) * 2 * OPTIONS.cache_tokens  # layers, values per layer, bytes, tokens
     assert estimate.runtime_bytes == engine.spec.runtime_bytes + BATCH_TOKENS * (100 + 8 * 8) * 4
+
+
+def test_thirty_two_bits_take_twice_as_much(settings: Settings, tmp_path: Path) -> None:
+    half = checkpoint(tmp_path / "half", {"w": torch.zeros(1000, dtype=torch.bfloat16)})
+    asked, engine = replace(OPTIONS, dtype="float32"), TransformersEngine(settings)
+    usual, wide = estimate_memory(half, OPTIONS, engine), estimate_memory(half, asked, engine)
+    assert wide.weights_bytes == usual.weights_bytes + 2000
+    assert wide.cache_bytes == 2 * usual.cache_bytes
+
+
+def test_the_cache_of_a_model_in_thirty_two_bits_has_as_many(settings: Settings, tmp_path: Path) -> None:
+    full = checkpoint(tmp_path / "full", {"w": torch.zeros(1000)})
+    engine = TransformersEngine(settings)
+    before = estimate_memory(full, OPTIONS, engine).cache_bytes
+    (full / "config.json").write_text(json.dumps(CONFIG | {"dtype": "float32"}))
+    assert estimate_memory(full, OPTIONS, engine).cache_bytes == 2 * before
+    assert estimate_memory(full, replace(OPTIONS, dtype="bfloat16"), engine).cache_bytes == before
 
 
 def test_what_transformers_unpacks_counts_unpacked(settings: Settings, tmp_path: Path) -> None:

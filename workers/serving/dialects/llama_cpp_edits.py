@@ -61,12 +61,19 @@ class JsonEdit:
             return {**role, "content": text} if text else role
         if choice["finish_reason"] is None:
             return None
-        if choice["finish_reason"] == "length":
-            # Cut off: not a call, but what there is of one.
+        calls = None if choice["finish_reason"] == "length" else _calls(self._text)
+        if calls is None:
+            # Cut off, by the limit or a stop string: not a call, but what there is of one.
             return {**role, "content": self._text}
         choice["finish_reason"] = "tool_calls"
-        calls = [_call(index, given) for index, given in enumerate(json.loads(self._text))]
         return {**role, "tool_calls": calls} if self._request.stream else {**role, "content": None, "tool_calls": calls}
+
+
+def _calls(text: str) -> list[dict[str, Any]] | None:
+    try:
+        return [_call(index, given) for index, given in enumerate(json.loads(text))]
+    except ValueError:
+        return None
 
 
 def _call(index: int, given: dict[str, Any]) -> dict[str, Any]:

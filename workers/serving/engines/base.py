@@ -84,8 +84,6 @@ class EngineOptions:
     dtype: str | None = None
     speculation: Guessing | None = None
     remote: RemoteAddress | None = None
-    # The share of a GPU's memory that this engine may fill, for those that fill it at once.
-    gpu_share: float = 0.9
 
     @property
     def cache_tokens(self) -> int:

@@ -79,6 +79,9 @@ class VllmEngine(Engine):
         cache_bytes = _cache_bytes(artifact, options)
         if not on_cpu:
             flags["--kv-cache-memory-bytes"] = str(cache_bytes)
+            # At its start it demands that this share of the GPU be free, 0.92 by default, which leaves no place for
+            # a second model. The cache's size is given, and the pool has counted: so it may demand nothing.
+            flags["--gpu-memory-utilization"] = "0.01"
         if options.speculation is not None:
             flags["--speculative-config"] = json.dumps(_speculative(options))
         argv = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
