@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.domain.errors import AuthenticationFailed
+from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.files import FileService
 from app.services.models import ModelService
@@ -17,6 +18,11 @@ from app.services.workers import WorkerService
 
 def get_job_service(request: Request) -> QuantizationJobService:
     service: QuantizationJobService = request.app.state.jobs
+    return service
+
+
+def get_estimate_service(request: Request) -> EstimateService:
+    service: EstimateService = request.app.state.estimates
     return service
 
 
@@ -53,6 +59,7 @@ async def require_api_key(request: Request) -> None:
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
+Estimates = Annotated[EstimateService, Depends(get_estimate_service)]
 Evaluations = Annotated[EvaluationService, Depends(get_evaluation_service)]
 Files = Annotated[FileService, Depends(get_file_service)]
 Jobs = Annotated[QuantizationJobService, Depends(get_job_service)]
