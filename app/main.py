@@ -23,6 +23,7 @@ from app.services.evaluations import EvaluationService
 from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
+from app.services.recommendations import RecommendationService
 from app.services.workers import WorkerService
 from app.serving_client.client import ServingClient
 from app.settings import Settings, get_settings
@@ -48,6 +49,7 @@ def create_app(
     app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)
     app.state.evaluations = EvaluationService(database, settings, dispatcher, workers)
     app.state.estimates = EstimateService(database, settings)
+    app.state.recommendations = RecommendationService(database, app.state.estimates, workers)
     app.state.serving = serving or ServingClient(settings.serving_url)
     app.state.metrics = Metrics(database, workers)
     app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)

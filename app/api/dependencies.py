@@ -13,6 +13,7 @@ from app.services.evaluations import EvaluationService
 from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
+from app.services.recommendations import RecommendationService
 from app.services.workers import WorkerService
 
 
@@ -23,6 +24,11 @@ def get_job_service(request: Request) -> QuantizationJobService:
 
 def get_estimate_service(request: Request) -> EstimateService:
     service: EstimateService = request.app.state.estimates
+    return service
+
+
+def get_recommendation_service(request: Request) -> RecommendationService:
+    service: RecommendationService = request.app.state.recommendations
     return service
 
 
@@ -64,4 +70,5 @@ Evaluations = Annotated[EvaluationService, Depends(get_evaluation_service)]
 Files = Annotated[FileService, Depends(get_file_service)]
 Jobs = Annotated[QuantizationJobService, Depends(get_job_service)]
 Models = Annotated[ModelService, Depends(get_model_service)]
+Recommendations = Annotated[RecommendationService, Depends(get_recommendation_service)]
 Workers = Annotated[WorkerService, Depends(get_worker_service)]

@@ -215,7 +215,7 @@ def contract_verdict(candidate: Candidate, contract: Contract) -> tuple[bool | N
         "min_decode_tokens_per_second": measured.decode_tokens_per_second,
     }
     terms = contract.model_dump(exclude_none=True)
-    broken = [_broken(name, bound, value) for name, bound in terms.items() if _breaks(name, bound, values[name])]
+    broken = [_broken(name, bound, values[name]) for name, bound in terms.items() if _breaks(name, bound, values[name])]
     unknown = any(values[name] is None for name in terms)
     return (False if broken else None if unknown else True), broken
 
