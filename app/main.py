@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 
 import app as package
-from app.api import evaluations, operations, quantization
+from app.api import evaluations, operations, planning, quantization
 from app.api.dependencies import require_api_key
 from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, models
@@ -18,10 +18,12 @@ from app.persistence.unit_of_work import Database
 from app.processes import die_with_parent
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher
+from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
+from app.services.recommendations import RecommendationService
 from app.services.workers import WorkerService
 from app.serving_client.client import ServingClient
 from app.settings import Settings, get_settings
@@ -46,6 +48,8 @@ def create_app(
     dispatcher = dispatcher or CeleryDispatcher(create_celery(settings))
     app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)
     app.state.evaluations = EvaluationService(database, settings, dispatcher, workers)
+    app.state.estimates = EstimateService(database, settings)
+    app.state.recommendations = RecommendationService(database, app.state.estimates, workers)
     app.state.serving = serving or ServingClient(settings.serving_url)
     app.state.metrics = Metrics(database, workers)
     app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
@@ -56,7 +60,7 @@ def create_app(
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
-    guarded = (quantization, evaluations, operations, completions, deployments, files, models)
+    guarded = (quantization, evaluations, planning, operations, completions, deployments, files, models)
     for module in guarded:
         app.include_router(module.router, dependencies=[Depends(require_api_key)])
 

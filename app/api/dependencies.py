@@ -8,15 +8,27 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.domain.errors import AuthenticationFailed
+from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.files import FileService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
+from app.services.recommendations import RecommendationService
 from app.services.workers import WorkerService
 
 
 def get_job_service(request: Request) -> QuantizationJobService:
     service: QuantizationJobService = request.app.state.jobs
+    return service
+
+
+def get_estimate_service(request: Request) -> EstimateService:
+    service: EstimateService = request.app.state.estimates
+    return service
+
+
+def get_recommendation_service(request: Request) -> RecommendationService:
+    service: RecommendationService = request.app.state.recommendations
     return service
 
 
@@ -53,8 +65,10 @@ async def require_api_key(request: Request) -> None:
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
+Estimates = Annotated[EstimateService, Depends(get_estimate_service)]
 Evaluations = Annotated[EvaluationService, Depends(get_evaluation_service)]
 Files = Annotated[FileService, Depends(get_file_service)]
 Jobs = Annotated[QuantizationJobService, Depends(get_job_service)]
 Models = Annotated[ModelService, Depends(get_model_service)]
+Recommendations = Annotated[RecommendationService, Depends(get_recommendation_service)]
 Workers = Annotated[WorkerService, Depends(get_worker_service)]

@@ -1,4 +1,4 @@
-"""`bitmill evaluate`: what a model is worth and what it takes, measured."""
+"""`bitmill evaluate` and `bitmill recommend`: what a model is worth, and how to make it smaller."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from app.cli import tables
 from app.cli.progress import follow_job
 from app.client import BitmillClient
 from app.domain.evaluation import Metric
+from app.domain.recommendation import DEVICES, Goal
 
 Connect = Callable[[], BitmillClient]
 
@@ -45,3 +46,24 @@ def _show(client: BitmillClient, job_id: str) -> None:
         reason = job["error"]["message"] if job["error"] else job["status"]
         raise click.ClickException(f"{job_id} {job['status']}: {reason}")
     Console().print(tables.evaluation(job["result"]))
+
+
+@click.command()
+@click.argument("model")
+@click.option("--device", type=click.Choice(["auto", *DEVICES]), default="auto", show_default=True)
+@click.option("--goal", type=click.Choice([goal.value for goal in Goal]), default="quality", show_default=True)
+@click.option("--memory", "memory_bytes", type=click.IntRange(min=1), help="Bytes, in place of the device's own.")
+@click.option("--context-length", type=click.IntRange(min=64), default=4096, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1, 1024), default=1, show_default=True, help="Requests at a time.")
+@click.pass_obj
+def recommend(connect: Connect, /, model: str, **options: Any) -> None:
+    """Which methods suit MODEL, best first, and why."""
+    body = {name: value for name, value in options.items() if value is not None}
+    with connect() as client:
+        answer = client.recommend(model, **body)
+    console = Console()
+    console.print(tables.recommendation(answer))
+    device, rule = answer["device"], answer["rule"]
+    console.print(f"Decided by {answer['decided_by']} for a {device['class']}: {rule['reason']} ({rule['source']}).")
+    for line in answer["would_change"]:
+        console.print(f"- {line}")

@@ -15,7 +15,7 @@ from rich.console import Console
 import app
 from app.cli import demo as demonstration
 from app.cli import launch, tables
-from app.cli.evaluations import evaluate
+from app.cli.evaluations import evaluate, recommend
 from app.cli.files import files
 from app.cli.progress import follow_job
 from app.cli.serving import deployments, engines
@@ -178,6 +178,7 @@ def cancel_job(job_id: str) -> None:
 
 
 cli.add_command(evaluate)
+cli.add_command(recommend)
 cli.add_command(files)
 cli.add_command(deployments)
 cli.add_command(engines)

@@ -97,6 +97,19 @@ def evaluation(result: Json) -> Table:
     return table
 
 
+def recommendation(answer: Json) -> Table:
+    table = Table("method", "weights", "memory", "fits", "rests on")
+    fits = {True: "yes", False: "no", None: "unknown"}
+    for row in answer["data"]:
+        method = row["method"]
+        shown = [str(method[name]) for name in ("type", "quantization", "bits", "format", "dtype") if name in method]
+        table.add_row(
+            " ".join(shown), size(row["weights_bytes"]), size(row["memory_bytes"]), fits[row["fits"]],
+            "\n".join(part for part in (row["basis"], *row["broken_terms"], row["caution"]) if part),
+        )  # fmt: skip
+    return table
+
+
 def _quality_rows(quality: Json | None) -> list[tuple[str, str, str]]:
     if quality is None:
         return []

@@ -68,6 +68,14 @@ class BitmillClient:
         """POST /v1/evaluations. Raises RequestFailed."""
         return self._request("POST", "/v1/evaluations", json={"model": model, **options})
 
+    def estimate(self, model: str, method: Json, **options: Any) -> Json:
+        """POST /v1/estimates. Raises RequestFailed."""
+        return self._request("POST", "/v1/estimates", json={"model": model, "method": method, **options})
+
+    def recommend(self, model: str, **options: Any) -> Json:
+        """POST /v1/recommendations. Raises RequestFailed."""
+        return self._request("POST", "/v1/recommendations", json={"model": model, **options})
+
     def methods(self) -> list[Json]:
         return self._list("/v1/quantization/methods")
 

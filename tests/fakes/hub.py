@@ -7,6 +7,7 @@ a data set.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ class FakeHub:
         if name in self.failing and request.method == "GET":
             return _error(500, "")
         return (
-            _content(path, self.commit, damaged=name in self.damaged)
+            _content(path, self.commit, damaged=name in self.damaged, byte_range=request.headers.get("range", ""))
             if path.is_file()
             else _error(404, "EntryNotFound")
         )
@@ -168,8 +169,10 @@ def _sha1(path: Path) -> str:
     return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def _content(path: Path, commit: str, *, damaged: bool) -> Response:
+def _content(path: Path, commit: str, *, damaged: bool, byte_range: str = "") -> Response:
     data = path.read_bytes()
+    if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", byte_range):
+        return Response(data[int(wanted[1]) : int(wanted[2]) + 1], status_code=206, headers={"X-Repo-Commit": commit})
     headers = {
         "X-Repo-Commit": commit,
         "ETag": f'"{hashlib.sha256(data).hexdigest()}"',

@@ -79,7 +79,8 @@ class Installation:
         """The job as it ended."""
 
         def ended() -> JobRow | None:
-            job = self.jobs.get(job_id)
+            with self.database.reading() as session:
+                job = JobRepository(session).get(job_id)  # of any kind
             return job if JobState(job.state) in FINAL_STATES else None
 
         return wait_until(ended, f"{job_id} ends", seconds)

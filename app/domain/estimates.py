@@ -1,0 +1,112 @@
+"""What an artifact will take on disk and in memory, and what the job that makes it takes, before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+from app.domain.artifacts import ArtifactFormat
+from app.domain.evaluation import Name
+from app.domain.memory import MemoryEstimate, attention_shape
+from app.domain.quantization.sizes import StoredTensor, WeightsEstimate, estimate_weights
+from app.domain.quantization.spec import MethodParams, MethodSpec
+
+MIB: Final = 1024**2
+# As the serving host's: requests of full length that the cache holds at once, and tokens per step of a prompt.
+CACHED_CONTEXTS: Final = 4
+BATCH_TOKENS: Final = 512
+# What a process takes beside weights and cache, as measured for the serving host's engines. Packed layouts of GPTQ
+# and AWQ bring a library of kernels with them.
+RUNTIME_BYTES: Final = {ArtifactFormat.GGUF: 60 * MIB, ArtifactFormat.SAFETENSORS: 430 * MIB}
+KERNEL_BYTES: Final = 350 * MIB
+KERNEL_METHODS: Final = frozenset({"gptq", "awq", "hqq", "autoround"})
+# Methods whose layout transformers unpacks to 16 bits as it loads; on a GPU vLLM does not.
+UNPACKED_METHODS: Final = frozenset({"fp8", "int8", "int4", "fp4"})
+
+# A job's process with its libraries, in bytes, and what it holds beside: largest tensors where it streams, else
+# the whole model. Measured with benchmarks/methods.py.
+JOB_RUNTIME_BYTES: Final = 450 * MIB
+TENSORS_HELD: Final = 3
+MODELS_HELD: Final = 2.0
+# Megabytes of 16-bit weights per second, and seconds that every job takes, proof included: benchmarks/methods.py on
+# two processor cores. Only where no job of this installation has told better.
+FIXED_SECONDS: Final = 8.0
+MEGABYTES_PER_SECOND: Final = {
+    "none": 60.0, "bitsandbytes": 27.0, "fp8": 30.0, "int8": 30.0, "int4": 25.0, "fp4": 27.0, "gptq": 3.0,
+    "awq": 0.5, "autoround": 0.3, "hqq": 8.0, "gguf": 6.0,
+}  # fmt: skip
+
+
+class EstimateRequest(BaseModel, extra="forbid", frozen=True):
+    """The body of POST /v1/estimates."""
+
+    model: Name
+    method: dict[str, Any]
+    context_length: int = Field(default=4096, ge=64, le=10_000_000)
+    concurrency: int = Field(default=1, ge=1, le=1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A checkpoint as far as its headers tell."""
+
+    architecture: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast a method went, in bytes of the source's weights per second, and where that is from."""
+
+    bytes_per_second: float
+    basis: str
+
+
+def estimate_artifact(spec: MethodSpec, params: MethodParams, model: ModelShape) -> WeightsEstimate:
+    """Raises UnsupportedArchitecture or IncompatibleModel where the method cannot take the model."""
+    spec.require_groups(params, {name: tensor.shape for name, tensor in model.tensors.items()})
+    return estimate_weights(spec, params, model.tensors, model.config)
+
+
+def estimate_loaded(
+    spec: MethodSpec, weights: WeightsEstimate, model: ModelShape, *, context_length: int, concurrency: int,
+    on_gpu: bool = False,
+) -> MemoryEstimate:  # fmt: skip
+    """Memory of the artifact once it is loaded on the engine that serves its format."""
+    shape = attention_shape(model.config)
+    unpacks = spec.name in UNPACKED_METHODS and not on_gpu
+    loaded = weights.total_bytes + (2 * weights.packed_parameters - weights.packed_bytes if unpacks else 0)
+    runtime = RUNTIME_BYTES[spec.output] + (KERNEL_BYTES if spec.name in KERNEL_METHODS else 0)
+    scratch = BATCH_TOKENS * (shape.vocabulary_size + 8 * shape.hidden_size) * 4 if shape else 0
+    tokens = context_length * min(concurrency, CACHED_CONTEXTS)
+    return MemoryEstimate(
+        weights_bytes=loaded,
+        cache_bytes=shape.cache_bytes(tokens, sequences=concurrency) if shape else 0,
+        runtime_bytes=runtime + scratch,
+    )
+
+
+def estimate_job(
+    spec: MethodSpec, weights: WeightsEstimate, model: ModelShape, measured: Speed | None
+) -> dict[str, Any]:
+    """Peak memory, disk and time of the job that makes the artifact, and what the time rests on."""
+    held = TENSORS_HELD * weights.largest_tensor_bytes if spec.streams else int(MODELS_HELD * model.weight_bytes)
+    converted = model.weight_bytes if spec.name == "gguf" else 0
+    speed = measured or Speed(
+        bytes_per_second=MEGABYTES_PER_SECOND[spec.name] * 1e6, basis="benchmarks/methods.py on two processor cores"
+    )
+    fixed = 0.0 if measured else FIXED_SECONDS
+    return {
+        "peak_memory_bytes": JOB_RUNTIME_BYTES + held,
+        "disk_bytes": weights.total_bytes + converted,
+        "seconds": fixed + model.weight_bytes / speed.bytes_per_second,
+        "seconds_basis": speed.basis,
+    }

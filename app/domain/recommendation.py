@@ -1,0 +1,259 @@
+"""Which method for which device and goal: the rules as data, each with its source; measurements override them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+from app.domain.evaluation import Name
+from app.domain.hardware import Hardware
+
+GIB: Final = 1024**3
+
+
+class Goal(StrEnum):
+    QUALITY = "quality"
+    SPEED = "speed"
+    SIZE = "size"
+    FINETUNE = "finetune"
+
+
+class DeviceClass(StrEnum):
+    CPU = "cpu"
+    APPLE = "apple"
+    CONSUMER = "consumer GPU"
+    DATACENTER = "data-centre GPU"
+    HOPPER = "H100 class"  # has FP8 tensor cores of its own, and the memory to feed them
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """`memory_bytes` None: it differs from machine to machine and has to be given."""
+
+    kind: DeviceClass
+    memory_bytes: int | None = None
+
+
+# Memory by the makers' data sheets.
+DEVICES: Final[dict[str, DeviceProfile]] = {
+    "cpu": DeviceProfile(DeviceClass.CPU),
+    "apple": DeviceProfile(DeviceClass.APPLE),
+    "rtx-3060": DeviceProfile(DeviceClass.CONSUMER, 12 * GIB),
+    "rtx-3090": DeviceProfile(DeviceClass.CONSUMER, 24 * GIB),
+    "rtx-4090": DeviceProfile(DeviceClass.CONSUMER, 24 * GIB),
+    "rtx-5090": DeviceProfile(DeviceClass.CONSUMER, 32 * GIB),
+    "t4": DeviceProfile(DeviceClass.DATACENTER, 16 * GIB),
+    "a10": DeviceProfile(DeviceClass.DATACENTER, 24 * GIB),
+    "a100": DeviceProfile(DeviceClass.DATACENTER, 80 * GIB),
+    "h100": DeviceProfile(DeviceClass.HOPPER, 80 * GIB),
+    "h200": DeviceProfile(DeviceClass.HOPPER, 141 * GIB),
+}
+HOPPER_CAPABILITY: Final = (9, 0)
+CONSUMER_NAMES: Final = ("geforce", "rtx", "titan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """`methods` from the first choice on, for these classes of devices and these goals."""
+
+    devices: frozenset[DeviceClass]
+    goals: frozenset[Goal]
+    methods: tuple[dict[str, Any], ...]
+    reason: str
+    source: str
+
+
+def _gguf(mix: str) -> dict[str, Any]:
+    return {"type": "gguf", "quantization": mix}
+
+
+NF4: Final = {"type": "bitsandbytes", "quantization": "nf4", "double_quant": True}
+GPUS: Final = frozenset({DeviceClass.CONSUMER, DeviceClass.DATACENTER, DeviceClass.HOPPER})
+HOSTS: Final = frozenset({DeviceClass.CPU, DeviceClass.APPLE})
+EVERYWHERE: Final = frozenset(DeviceClass)
+
+RULES: Final[tuple[Rule, ...]] = (
+    Rule(
+        devices=EVERYWHERE, goals=frozenset({Goal.FINETUNE}),
+        methods=(NF4, {"type": "bitsandbytes", "quantization": "int8"}),
+        reason="QLoRA trains adapters on a frozen NF4 base, at the quality of 16-bit fine-tuning",
+        source="https://arxiv.org/abs/2305.14314",
+    ),
+    Rule(
+        devices=HOSTS, goals=frozenset({Goal.SPEED}),
+        methods=(_gguf("Q4_K_M"), _gguf("Q5_K_M"), _gguf("Q8_0")),
+        reason="llama.cpp has kernels for these processors, and decoding is bound by the bytes of the weights",
+        source="https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md",
+    ),
+    Rule(
+        devices=HOSTS, goals=frozenset({Goal.QUALITY}),
+        methods=(_gguf("Q5_K_M"), _gguf("Q4_K_M"), _gguf("Q8_0")),
+        reason="Q5_K_M stays close to the original at two thirds of the bytes of Q8_0",
+        source="https://github.com/ggml-org/llama.cpp/pull/1684",
+    ),
+    Rule(
+        devices=HOSTS, goals=frozenset({Goal.SIZE}),
+        methods=(_gguf("Q4_K_M"), _gguf("IQ4_XS"), _gguf("Q3_K_M")),
+        reason="below four bits per weight quality falls off quickly",
+        source="https://github.com/ggml-org/llama.cpp/pull/1684",
+    ),
+    Rule(
+        devices=frozenset({DeviceClass.CONSUMER}), goals=frozenset({Goal.SPEED}),
+        methods=({"type": "gptq", "bits": 4}, NF4, {"type": "awq"}),
+        reason="with few requests decoding is bound by the bytes of the weights, which 4-bit kernels read fastest",
+        source="https://arxiv.org/abs/2210.17323",
+    ),
+    Rule(
+        devices=frozenset({DeviceClass.CONSUMER}), goals=frozenset({Goal.QUALITY, Goal.SIZE}),
+        methods=(NF4, {"type": "gptq", "bits": 4}, {"type": "awq"}),
+        reason="NF4 fits where memory is short, and needs no calibration data",
+        source="https://arxiv.org/abs/2305.14314",
+    ),
+    Rule(
+        devices=frozenset({DeviceClass.DATACENTER}), goals=frozenset({Goal.SPEED, Goal.QUALITY, Goal.SIZE}),
+        methods=({"type": "awq"}, {"type": "gptq", "bits": 4}, {"type": "int8"}, {"type": "none", "dtype": "bf16"}),
+        reason="AWQ and GPTQ keep most of the quality at four bits and have kernels for batched serving",
+        source="https://arxiv.org/abs/2306.00978",
+    ),
+    Rule(
+        devices=frozenset({DeviceClass.HOPPER}), goals=frozenset({Goal.SPEED, Goal.QUALITY, Goal.SIZE}),
+        methods=({"type": "fp8"}, {"type": "awq"}, {"type": "gptq", "bits": 4}, {"type": "none", "dtype": "bf16"}),
+        reason="FP8 tensor cores multiply at twice the rate of bf16, at next to no loss",
+        source="https://arxiv.org/abs/2209.05433",
+    ),
+)  # fmt: skip
+
+# From so many requests at a time decoding is bound by arithmetic rather than by reading weights.
+HIGH_CONCURRENCY: Final = 32
+WEIGHT_ONLY: Final = frozenset({"awq", "gptq", "int4", "hqq", "autoround", "bitsandbytes", "fp4"})
+CAUTION: Final = (
+    "4-bit weight-only formats unpack weights at every step: at high concurrency, where arithmetic is the limit, they "
+    "can be slower than bf16 on such a GPU (https://arxiv.org/abs/2408.11743); measure with `bitmill evaluate`"
+)
+
+
+class Contract(BaseModel, extra="forbid", frozen=True):
+    """Terms that a model must meet. What was not measured yet is neither met nor broken."""
+
+    max_kl_divergence: float | None = Field(default=None, gt=0)
+    max_perplexity_ratio: float | None = Field(default=None, ge=1)
+    min_top1_agreement: float | None = Field(default=None, gt=0, le=1)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    max_size_bytes: int | None = Field(default=None, gt=0)
+    min_decode_tokens_per_second: float | None = Field(default=None, gt=0)
+
+
+class RecommendationRequest(BaseModel, extra="forbid", frozen=True):
+    """The body of POST /v1/recommendations."""
+
+    model: Name
+    device: str = Field(default="auto", description=f"auto (this installation's workers), {', '.join(DEVICES)}.")
+    memory_bytes: int | None = Field(default=None, gt=0, description="In place of the device's own.")
+    goal: Goal = Goal.QUALITY
+    context_length: int = Field(default=4096, ge=64, le=10_000_000)
+    concurrency: int = Field(default=1, ge=1, le=1024)
+    contract: Contract = Contract()
+
+
+def rule_for(kind: DeviceClass, goal: Goal) -> Rule:
+    """Every pair has one, which a test sees to."""
+    return next(rule for rule in RULES if kind in rule.devices and goal in rule.goals)
+
+
+def profile_of(hardware: Hardware) -> DeviceProfile:
+    """What a worker's machine counts as: its largest GPU, else its processor."""
+    gpu = max(hardware.gpus, key=lambda each: each.memory_bytes, default=None)
+    if gpu is None:
+        return DeviceProfile(DeviceClass.CPU, hardware.memory_bytes)
+    if any(word in gpu.name.lower() for word in CONSUMER_NAMES):
+        return DeviceProfile(DeviceClass.CONSUMER, gpu.memory_bytes)
+    kind = DeviceClass.HOPPER if gpu.compute_capability >= HOPPER_CAPABILITY else DeviceClass.DATACENTER
+    return DeviceProfile(kind, gpu.memory_bytes)
+
+
+def caution_for(kind: DeviceClass, method: str, concurrency: int) -> str | None:
+    slow = kind in (DeviceClass.DATACENTER, DeviceClass.HOPPER) and method in WEIGHT_ONLY
+    return CAUTION if slow and concurrency >= HIGH_CONCURRENCY else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What is known of a candidate from measurements; `of` says which model's and where."""
+
+    of: str
+    kl_divergence: float | None = None
+    perplexity_ratio: float | None = None
+    top1_agreement: float | None = None
+    decode_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """`place` is its rank by the rule, 0 first. `fits` None: the device's memory is not known."""
+
+    method: dict[str, Any]
+    place: int
+    weights_bytes: int
+    memory_bytes: int
+    fits: bool | None
+    measured: Measured | None = None
+
+
+def contract_verdict(candidate: Candidate, contract: Contract) -> tuple[bool | None, list[str]]:
+    """True, False or None (a term was not measured), and the terms that are broken, in words."""
+    measured = candidate.measured or Measured(of="")
+    values = {
+        "max_kl_divergence": measured.kl_divergence,
+        "max_perplexity_ratio": measured.perplexity_ratio,
+        "min_top1_agreement": measured.top1_agreement,
+        "max_memory_bytes": candidate.memory_bytes,
+        "max_size_bytes": candidate.weights_bytes,
+        "min_decode_tokens_per_second": measured.decode_tokens_per_second,
+    }
+    terms = contract.model_dump(exclude_none=True)
+    broken = [_broken(name, bound, values[name]) for name, bound in terms.items() if _breaks(name, bound, values[name])]
+    unknown = any(values[name] is None for name in terms)
+    return (False if broken else None if unknown else True), broken
+
+
+def _breaks(name: str, bound: float, value: float | None) -> bool:
+    return value is not None and (value > bound if name.startswith("max_") else value < bound)
+
+
+def _broken(name: str, bound: float, value: float | None) -> str:
+    return f"{name} is {bound:g}, and it has {value:g}"
+
+
+def rank(candidates: Iterable[Candidate], goal: Goal, contract: Contract) -> tuple[list[Candidate], bool]:
+    """Best first, and whether measurements rather than the rule decided.
+
+    What does not fit or breaks the contract comes last. Where two or more were measured in what the goal asks for,
+    those come in the order of the measurement, before what was not measured.
+    """
+    found = list(candidates)
+    figures = {id(each): _figure(each, goal) for each in found}
+    decided = sum(figure is not None for figure in figures.values()) > 1
+
+    def order(each: Candidate) -> tuple[bool, bool, bool, float, int]:
+        figure = figures[id(each)] if decided else None
+        refused = contract_verdict(each, contract)[0] is False
+        return (each.fits is False, refused, decided and figure is None, figure or 0.0, each.place)
+
+    return sorted(found, key=order), decided
+
+
+def _figure(candidate: Candidate, goal: Goal) -> float | None:
+    """What the goal asks for, smaller is better."""
+    measured = candidate.measured
+    if goal is Goal.SIZE:
+        return float(candidate.weights_bytes) if measured is not None else None
+    if measured is None or goal is Goal.FINETUNE:
+        return None
+    if goal is Goal.QUALITY:
+        return measured.kl_divergence
+    rate = measured.decode_tokens_per_second
+    return -rate if rate is not None else None

@@ -1,0 +1,95 @@
+"""Estimates: sizes, memory and times from headers alone."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from app.domain.errors import InvalidParameter, SourceNotFound
+from app.domain.estimates import (
+    EstimateRequest,
+    ModelShape,
+    Speed,
+    estimate_artifact,
+    estimate_job,
+    estimate_loaded,
+)
+from app.domain.model_names import SourceKind, parse_model_name
+from app.domain.quantization.catalog import dump_method, parse_method
+from app.domain.quantization.sizes import StoredTensor
+from app.persistence.artifacts import ArtifactRepository
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage.artifacts import locate
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from app.storage.hub_headers import read_hub_model
+from app.storage.sources import locate_local
+
+
+class EstimateService:
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.settings = settings
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Any]:
+        """Raises UnknownMethod, InvalidParameter, NotFound, InvalidRequest or HubUnreachable."""
+        spec, params = parse_method(request.method)
+        model = self.shape_of(request.model)
+        spec.require_architecture(model.architecture, widened=self.settings.is_given(spec.widened_by))
+        weights = estimate_artifact(spec, params, model)
+        loaded = estimate_loaded(
+            spec, weights, model, context_length=request.context_length, concurrency=request.concurrency
+        )
+        speed = self.measured_speed(spec.name)
+        return {
+            "object": "estimate",
+            "model": request.model,
+            "method": dump_method(spec, params),
+            "context_length": request.context_length,
+            "concurrency": request.concurrency,
+            "weights_bytes": weights.total_bytes,
+            "memory": loaded.view(),
+            "job": estimate_job(spec, weights, model, speed),
+        }
+
+    def shape_of(self, name: str) -> ModelShape:
+        """From the files on this disk, else from the hub's headers."""
+        with self.database.reading() as session:
+            row = ArtifactRepository(session).find(name)
+        if row is not None and row.method is not None:
+            raise InvalidParameter(
+                f"model {name!r} is quantized already; estimate for its source {row.source!r}", param="model"
+            )
+        if row is not None and locate(row, self.settings).is_dir():
+            return shape_of_checkpoint(inspect_checkpoint(locate(row, self.settings)))
+        parsed = parse_model_name(name)
+        folder = locate_local(parsed, self.settings)
+        if folder is not None and folder.is_dir():
+            return shape_of_checkpoint(inspect_checkpoint(folder))
+        if parsed.kind is SourceKind.HUB:
+            return read_hub_model(parsed, self.settings)
+        raise SourceNotFound(
+            f"model {name!r} has not been unpacked yet, so that its tensors are not known; submit a job with it first",
+            param="model",
+        )
+
+    def measured_speed(self, method: str) -> Speed | None:
+        """Of earlier jobs with this method, in bytes of 16-bit weights per second; the median, proof included."""
+        with self.database.reading() as session:
+            rows = [row for row in ArtifactRepository(session).list() if row.method and row.seconds]
+        rates = [
+            2 * row.parameter_count / row.seconds
+            for row in rows
+            if row.method and row.seconds and row.method["type"] == method
+        ]
+        if not rates:
+            return None
+        return Speed(bytes_per_second=median(rates), basis=f"{len(rates)} earlier jobs of this installation")
+
+
+def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
+    tensors = {
+        name: StoredTensor(dtype=info.dtype, shape=info.shape, size_bytes=info.end - info.start)
+        for name, info in checkpoint.tensors.items()
+    }
+    return ModelShape(architecture=checkpoint.architecture, config=checkpoint.config, tensors=tensors)
