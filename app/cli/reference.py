@@ -97,7 +97,7 @@ def commands_page() -> str:
 
     lines = ["# Commands", ""]
     for path, command in _walk(cli, ["bitmill"]):
-        context = click.Context(command, info_name=shlex.join(path), max_content_width=100)
+        context = click.Context(command, info_name=shlex.join(path), max_content_width=100, **cli.context_settings)
         lines += [f"## `{shlex.join(path)}`", "", "```text", command.get_help(context).rstrip(), "```", ""]
     return "\n".join(lines)
 
