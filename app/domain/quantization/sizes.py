@@ -17,6 +17,8 @@ from app.domain.quantization.spec import LAYER_WEIGHT, MethodParams, MethodSpec
 Shape = tuple[int, ...]
 WIDTHS: Final = {"fp32": 4, "fp16": 2, "bf16": 2}
 HALF: Final = 2
+# FP8 scales stay in 32 bits.
+SCALE_BYTES: Final = 4
 # The text in which bitsandbytes keeps a 4-bit weight's shape and type, and the tables of its codes.
 STATE_BYTES: Final = 90
 CODES_BYTES: Final = 16 * 4
@@ -109,8 +111,8 @@ def _bitsandbytes(params: Any, shape: Shape) -> float:
 
 def _fp8(params: Any, shape: Shape) -> float:
     if params.granularity == "block":
-        return float(math.prod(-(-size // 128) for size in shape) * HALF)
-    return float(shape[0] * HALF)
+        return math.prod(-(-size // 128) for size in shape) * SCALE_BYTES
+    return shape[0] * SCALE_BYTES
 
 
 def _int4(params: Any, shape: Shape) -> float:
