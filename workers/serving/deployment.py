@@ -63,7 +63,9 @@ class Deployment:
     in_flight: int = 0
     requests: int = 0
     last_used: float = field(default_factory=time.time)
+    # What the newest request asked for, else the deployment's own.
     keep_alive_seconds: float = FOREVER
+    own_keep_alive_seconds: float = FOREVER
     pinned: bool = False
     load_seconds: float | None = None
     loaded_at: float = 0.0
@@ -112,7 +114,8 @@ class Deployment:
     def keep(self, options: DeploymentOptions) -> None:
         """Takes over for how long it stays loaded."""
         given = options.keep_alive
-        self.keep_alive_seconds = self.settings.serving_keep_alive if given is None else given
+        self.own_keep_alive_seconds = self.settings.serving_keep_alive if given is None else given
+        self.keep_alive_seconds = self.own_keep_alive_seconds
         self.pinned = options.pinned
 
     async def ready(self) -> Running:

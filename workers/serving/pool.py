@@ -86,8 +86,8 @@ class ModelPool:
             running = await deployment.ready()
             async with deployment.admission.slot():
                 deployment.requests += 1
-                if keep_alive is not None:
-                    deployment.keep_alive_seconds = keep_alive
+                own = deployment.own_keep_alive_seconds
+                deployment.keep_alive_seconds = own if keep_alive is None else keep_alive
                 yield running
                 if running.alive:
                     self._failures.pop(model.name, None)

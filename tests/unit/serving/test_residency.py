@@ -58,6 +58,19 @@ def test_a_request_says_how_long_its_model_stays(settings: Settings, engine: Fak
     run(settings, engine, scenario)
 
 
+def test_the_next_request_does_not_inherit_that(settings: Settings, engine: FakeEngine) -> None:
+    async def scenario(pool: ModelPool) -> None:
+        served = model(settings, "a", keep_alive=3600)
+        async with pool.lease(served, keep_alive=7200):
+            pass
+        assert pool.view()[0]["keep_alive_seconds"] == 7200
+        async with pool.lease(served):
+            pass
+        assert pool.view()[0]["keep_alive_seconds"] == 3600
+
+    run(settings, engine, scenario)
+
+
 def test_a_new_request_in_time_keeps_the_model(settings: Settings, engine: FakeEngine) -> None:
     served = model(settings, "a", keep_alive=0.4)
 

@@ -69,12 +69,12 @@ class Grammars:
 
     def constraint(self, lark: str, *, param: str) -> Constraint:
         """Raises InvalidParameter for a grammar, or a schema in it, that cannot be followed."""
-        if lark not in self._kept:
-            self._kept[lark] = self._compile(lark, param)
-            if len(self._kept) > KEPT_GRAMMARS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(lark)
-        return Constraint(self._kept[lark].deep_copy())
+        # Several threads compile at a time: what one has just kept another may have dropped again.
+        matcher = self._kept.pop(lark, None) or self._compile(lark, param)
+        self._kept[lark] = matcher
+        if len(self._kept) > KEPT_GRAMMARS:
+            self._kept.popitem(last=False)
+        return Constraint(matcher.deep_copy())
 
     def _compile(self, lark: str, param: str) -> Any:
         matcher = LLMatcher(self.tokens, LLMatcher.grammar_from_lark(lark), log_level=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def install(folder: Path, device: Device) -> None:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--progress-bar", "off"]
+    # Gigabytes are unpacked on the way, and a container's own /tmp may be memory.
+    unpacked = folder / "tmp"
+    unpacked.mkdir()
+    os.environ["TMPDIR"] = str(unpacked)
     if device is Device.GPU:
         subprocess.run([*pip, GPU_BUILD], check=True)
     else:
@@ -48,6 +53,7 @@ def install(folder: Path, device: Device) -> None:
         subprocess.run([*pip, "--no-deps", CPU_BUILD], check=True)
         subprocess.run([*pip, *_requirements(python, CPU_BUILD.partition("=")[0])], check=True)
     subprocess.run([str(python), "-c", "import vllm"], check=True, stderr=subprocess.DEVNULL)
+    shutil.rmtree(unpacked)
     version = (GPU_BUILD if device is Device.GPU else CPU_BUILD).rpartition("=")[2]
     (folder / MARKER).write_text(json.dumps({"device": device.value, "version": version}))
     click.echo(f"vLLM {version} for the {device.value} is installed")
