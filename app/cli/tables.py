@@ -11,11 +11,17 @@ Json = dict[str, Any]
 
 
 def jobs(rows: list[Json]) -> Table:
-    table = Table("id", "status", "model", "method", "progress", "created", "result")
+    # An id is there to be copied; everything else of a job, `bitmill jobs show` shows.
+    folded = [Column(name, overflow="fold") for name in ("model", "method")]
+    table = Table(Column("id", no_wrap=True), "status", *folded, "progress", "created", "error")
     for job in rows:
-        result = job["quantized_model"] or (job["error"] or {}).get("message", "")
         progress = f"{job['progress']['fraction']:.0%}"
-        table.add_row(job["id"], job["status"], job["model"], method(job), progress, moment(job["created_at"]), result)
+        error = (job["error"] or {}).get("code", "")
+        made = (job["quantized_model"] or "").removeprefix(job["model"])
+        table.add_row(
+            job["id"], job["status"], job["model"], made.removeprefix(":") or job["method"]["type"], progress,
+            moment(job["created_at"]), error,
+        )  # fmt: skip
     return table
 
 
