@@ -28,8 +28,10 @@ from workers.serving.process import RunningEngine, log_name, new_address
 Report = Callable[[float, str], None]
 
 REQUESTS: Final = (1, 8)
-# Enough for rates that a slow processor gives within a minute.
+# Enough for rates that a slow processor gives within a minute. Reading is timed with long prompts and one token of
+# answer, writing with short prompts and long answers: else the one would be timed while others do the other.
 PROMPT_CHARACTERS: Final = 1024
+SHORT_CHARACTERS: Final = 64
 OUTPUT_TOKENS: Final = 64
 
 
@@ -94,14 +96,20 @@ async def _speed(
     limit = plan.options.context_length // 4
     timeout = httpx.Timeout(600.0, connect=10.0)
     async with httpx.AsyncClient(headers=running.headers, timeout=timeout, trust_env=False) as client:
-        prompts = Prompts(text, min(PROMPT_CHARACTERS, limit))
+        long, short = Prompts(text, min(PROMPT_CHARACTERS, limit)), Prompts(text, min(SHORT_CHARACTERS, limit))
         output = min(OUTPUT_TOKENS, limit)
         # The first answer pays for what later ones find ready; it is not measured.
-        await _complete(client, running, prompts.next(), output)
+        await _complete(client, running, short.next(), output)
         found = []
         for number, count in enumerate(REQUESTS):
             report(number / len(REQUESTS), f"timing {count} request{'s' if count > 1 else ''} at a time")
-            found.append(await _together(client, running, [prompts.next() for _ in range(count)], output, metrics))
+            read = await _together(client, running, [long.next() for _ in range(count)], 1)
+            before = gpu_joules() if Metric.ENERGY in metrics else None
+            written = await _together(client, running, [short.next() for _ in range(count)], output)
+            after = gpu_joules() if before is not None else None
+            found.append(
+                rates(read, written, joules=after - before if after is not None and before is not None else None)
+            )
     return tuple(found) if {Metric.SPEED, Metric.ENERGY} & metrics else ()
 
 
@@ -119,33 +127,27 @@ class Prompts:
         return f"{self.count}. {self.text[start : start + self.characters]}"
 
 
-async def _together(
-    client: httpx.AsyncClient, running: RunningEngine, prompts: list[str], output: int, metrics: set[Metric]
-) -> SpeedFigures:
-    before = gpu_joules() if Metric.ENERGY in metrics else None
-    answers = await asyncio.gather(*(_complete(client, running, prompt, output) for prompt in prompts))
-    after = gpu_joules() if before is not None else None
-    figures = rates(answers)
-    if before is None or after is None or not figures.output_tokens:
-        return figures
-    return figures.model_copy(update={"joules_per_output_token": (after - before) / figures.output_tokens})
+async def _together(client: httpx.AsyncClient, running: RunningEngine, prompts: list[str], output: int) -> list[Answer]:
+    return await asyncio.gather(*(_complete(client, running, prompt, output) for prompt in prompts))
 
 
-def rates(answers: list[Answer]) -> SpeedFigures:
-    """Of requests that were sent together.
+def rates(read: list[Answer], written: list[Answer], *, joules: float | None = None) -> SpeedFigures:
+    """Of long prompts answered with one token, sent together, and of short prompts with long answers.
 
-    Prefill: all prompt tokens, by the time until the last request's first token. Decode: all output tokens but each
-    request's first, by the time from the earliest first token to the last token of all.
+    Prefill: all tokens of the long prompts, by the time until the last first token. Decode: all output tokens but each
+    request's first, by the time from the earliest first token to the last token of all. `joules` went into the latter.
     """
-    sent, first = min(each.sent for each in answers), min(each.first for each in answers)
-    prompt, output = sum(each.prompt_tokens for each in answers), sum(each.output_tokens for each in answers)
+    prompt, output = sum(each.prompt_tokens for each in read), sum(each.output_tokens for each in written)
+    reading = max(each.first for each in read) - min(each.sent for each in read)
+    writing = max(each.last for each in written) - min(each.first for each in written)
     return SpeedFigures(
-        requests=len(answers),
+        requests=len(read),
         prompt_tokens=prompt,
         output_tokens=output,
-        time_to_first_token_seconds=sum(each.first - each.sent for each in answers) / len(answers),
-        prefill_tokens_per_second=_rate(prompt, max(each.first for each in answers) - sent),
-        decode_tokens_per_second=_rate(output - len(answers), max(each.last for each in answers) - first),
+        time_to_first_token_seconds=sum(each.first - each.sent for each in read) / len(read),
+        prefill_tokens_per_second=_rate(prompt, reading),
+        decode_tokens_per_second=_rate(output - len(written), writing),
+        joules_per_output_token=joules / output if joules is not None and output else None,
     )
 
 
