@@ -61,7 +61,7 @@ def deployments(rows: list[Json]) -> Table:
         used = row.get("last_used_at")
         table.add_row(
             row["model"], row["state"], row["engine"] or "", size(resident) if resident else "",
-            f"{row['slots_in_use']} of {row['slots']}" if "slots" in row else "", str(row.get("requests", "")),
+            f"{row['slots_in_use']} of {row['slots']}" if row["pid"] else "", str(row["requests"]),
             moment(used) if used else "", "yes" if row["pinned"] else "",
         )  # fmt: skip
     return table

@@ -128,6 +128,7 @@ async def _view(request: Request, name: str) -> dict[str, Any]:
 
 
 def _unloaded(pool: ModelPool, name: str, options: DeploymentOptions) -> dict[str, Any]:
+    """The fields of a loaded model's view, where they are known."""
     reason = pool.why_not(name)
     return {
         "object": "deployment",
@@ -136,6 +137,16 @@ def _unloaded(pool: ModelPool, name: str, options: DeploymentOptions) -> dict[st
         "engine": options.engine or ("remote" if options.remote else None),
         "pinned": options.pinned,
         "keep_alive_seconds": options.keep_alive,
+        "expires_at": None,
+        "context_length": options.context_length,
+        "slots": options.slots,
+        "slots_in_use": 0,
+        "in_flight": 0,
+        "requests": 0,
+        "last_used_at": None,
+        "load_seconds": None,
+        "pid": None,
+        "memory": {"estimated": None, "resident_bytes": None},
         "error": reason,
     }
 

@@ -55,8 +55,12 @@ def test_waiting_is_not_necessary(base_url: str) -> None:
 def test_options_are_kept_while_a_model_is_not_loaded(base_url: str, pool: ModelPool) -> None:
     deploy(base_url, context_length=128, keep_alive=0)
     until(lambda: listed(base_url)[MODEL]["state"] == "unloaded")
+    asleep = listed(base_url)[MODEL]
+    assert (asleep["context_length"], asleep["in_flight"], asleep["pid"]) == (128, 0, None)
     post(base_url, keep_alive=60)
-    assert listed(base_url)[MODEL]["context_length"] == 128
+    awake = listed(base_url)[MODEL]
+    assert awake["context_length"] == 128
+    assert set(awake) == set(asleep), "dashboards find the same fields in both"
 
 
 def test_deleting_a_deployment_forgets_its_options(base_url: str) -> None:
