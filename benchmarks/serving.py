@@ -92,7 +92,9 @@ def kept_threads(settings: Settings) -> int:
 @contextmanager
 def bare_server(command: list[str], port: int, log: Path) -> Iterator[str]:
     """Yields the address of a server that answers."""
+    # transformers' server lists the hub's cache, which has to exist for that.
     quiet = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    quiet["HF_HUB_CACHE"] = str(log.parent)
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -112,7 +114,8 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path)
             if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.5)  # not listening yet
+            pass  # not listening yet
+        time.sleep(0.5)
     raise RuntimeError(f"no server at {url}: {log.read_text()[-2000:]}")
 
 
