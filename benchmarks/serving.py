@@ -109,14 +109,19 @@ def bare_server(command: list[str], port: int, log: Path) -> Iterator[str]:
 
 def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + LOAD_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
+    while (problem := _problem(url)) is not None:
+        if time.monotonic() > deadline or process.poll() is not None:
+            raise RuntimeError(f"no server at {url} ({problem}): {log.read_text()[-2000:]}")
         time.sleep(0.5)
-    raise RuntimeError(f"no server at {url}: {log.read_text()[-2000:]}")
+
+
+def _problem(url: str) -> str | None:
+    """Why the server cannot be asked yet; None: it can."""
+    try:
+        status = httpx.get(f"{url}/v1/models", timeout=5).status_code
+    except httpx.TransportError as error:
+        return repr(error)
+    return None if status == httpx.codes.OK else f"status {status}"
 
 
 def quantize(client: BitmillClient, method: dict[str, Any]) -> str:

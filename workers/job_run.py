@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import psutil
 
-from app.domain.files import FilePurpose
-from app.domain.quantization.calibration import SELF, UPLOAD, CalibrationParams
+from app.domain.files import FILE_ID, FilePurpose
+from app.domain.quantization.calibration import SELF, CalibrationParams
 from app.domain.quantization.spec import MethodSpec
 from app.settings import Settings
 from workers.child import Channel
@@ -102,7 +102,7 @@ def read_calibration_documents(params: CalibrationParams | None, settings: Setti
         return []
     from workers.calibration.texts import read_documents, read_file
 
-    if UPLOAD.fullmatch(params.dataset):
+    if FILE_ID.fullmatch(params.dataset):
         row, path = find_upload(params.dataset, FilePurpose.CALIBRATION, settings, param="method.calibration.dataset")
         return read_file(path, row.filename)
     return read_documents(params.dataset, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -17,39 +17,13 @@ from app.services.recommendations import RecommendationService
 from app.services.workers import WorkerService
 
 
-def get_job_service(request: Request) -> QuantizationJobService:
-    service: QuantizationJobService = request.app.state.jobs
-    return service
+def _from_state(name: str) -> Any:
+    """Depends on what `create_app` put on `app.state` under this name."""
 
+    async def found(request: Request) -> Any:
+        return getattr(request.app.state, name)
 
-def get_estimate_service(request: Request) -> EstimateService:
-    service: EstimateService = request.app.state.estimates
-    return service
-
-
-def get_recommendation_service(request: Request) -> RecommendationService:
-    service: RecommendationService = request.app.state.recommendations
-    return service
-
-
-def get_evaluation_service(request: Request) -> EvaluationService:
-    service: EvaluationService = request.app.state.evaluations
-    return service
-
-
-def get_file_service(request: Request) -> FileService:
-    service: FileService = request.app.state.files
-    return service
-
-
-def get_model_service(request: Request) -> ModelService:
-    service: ModelService = request.app.state.models
-    return service
-
-
-def get_worker_service(request: Request) -> WorkerService:
-    service: WorkerService = request.app.state.workers
-    return service
+    return Depends(found)
 
 
 async def require_api_key(request: Request) -> None:
@@ -65,10 +39,10 @@ async def require_api_key(request: Request) -> None:
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
-Estimates = Annotated[EstimateService, Depends(get_estimate_service)]
-Evaluations = Annotated[EvaluationService, Depends(get_evaluation_service)]
-Files = Annotated[FileService, Depends(get_file_service)]
-Jobs = Annotated[QuantizationJobService, Depends(get_job_service)]
-Models = Annotated[ModelService, Depends(get_model_service)]
-Recommendations = Annotated[RecommendationService, Depends(get_recommendation_service)]
-Workers = Annotated[WorkerService, Depends(get_worker_service)]
+Estimates = Annotated[EstimateService, _from_state("estimates")]
+Evaluations = Annotated[EvaluationService, _from_state("evaluations")]
+Files = Annotated[FileService, _from_state("files")]
+Jobs = Annotated[QuantizationJobService, _from_state("jobs")]
+Models = Annotated[ModelService, _from_state("models")]
+Recommendations = Annotated[RecommendationService, _from_state("recommendations")]
+Workers = Annotated[WorkerService, _from_state("workers")]

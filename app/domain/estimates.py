@@ -10,18 +10,12 @@ from pydantic import BaseModel, Field
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.evaluation import Name
-from app.domain.memory import MemoryEstimate, attention_shape
+from app.domain.memory import KERNEL_BYTES, MIB, RUNTIME_BYTES, MemoryEstimate, attention_shape, shared_tokens
 from app.domain.quantization.sizes import StoredTensor, WeightsEstimate, estimate_weights
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
-MIB: Final = 1024**2
-# As the serving host's: requests of full length that the cache holds at once, and tokens per step of a prompt.
-CACHED_CONTEXTS: Final = 4
-BATCH_TOKENS: Final = 512
-# What a process takes beside weights and cache, as measured for the serving host's engines. Packed layouts of GPTQ
-# and AWQ bring a library of kernels with them.
-RUNTIME_BYTES: Final = {ArtifactFormat.GGUF: 60 * MIB, ArtifactFormat.SAFETENSORS: 430 * MIB}
-KERNEL_BYTES: Final = 350 * MIB
+# The engine that is taken for each format, and methods whose layouts need the library of kernels.
+ENGINES: Final = {ArtifactFormat.GGUF: "llama_cpp", ArtifactFormat.SAFETENSORS: "transformers"}
 KERNEL_METHODS: Final = frozenset({"gptq", "awq", "hqq", "autoround"})
 # Methods whose layout transformers unpacks to 16 bits as it loads; on a GPU vLLM does not.
 UNPACKED_METHODS: Final = frozenset({"fp8", "int8", "int4", "fp4"})
@@ -84,13 +78,12 @@ def estimate_loaded(
     shape = attention_shape(model.config)
     unpacks = spec.name in UNPACKED_METHODS and not on_gpu
     loaded = weights.total_bytes + (2 * weights.packed_parameters - weights.packed_bytes if unpacks else 0)
-    runtime = RUNTIME_BYTES[spec.output] + (KERNEL_BYTES if spec.name in KERNEL_METHODS else 0)
-    scratch = BATCH_TOKENS * (shape.vocabulary_size + 8 * shape.hidden_size) * 4 if shape else 0
-    tokens = context_length * min(concurrency, CACHED_CONTEXTS)
+    runtime = RUNTIME_BYTES[ENGINES[spec.output]] + (KERNEL_BYTES if spec.name in KERNEL_METHODS else 0)
+    tokens = shared_tokens(context_length, concurrency)
     return MemoryEstimate(
         weights_bytes=loaded,
         cache_bytes=shape.cache_bytes(tokens, sequences=concurrency) if shape else 0,
-        runtime_bytes=runtime + scratch,
+        runtime_bytes=runtime + (shape.scratch_bytes if shape else 0),
     )
 
 

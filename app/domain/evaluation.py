@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from app.domain.artifacts import Measurement
-from app.domain.files import FILE_ID
+from app.domain.files import FilePurpose, require_dataset
 from app.domain.hardware import Device
 
 NAMED_DATASETS: Final[dict[str, str]] = {
@@ -62,12 +62,7 @@ class EvaluationRequest(BaseModel, extra="forbid", frozen=True):
     @field_validator("dataset")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in NAMED_DATASETS and not FILE_ID.fullmatch(value):
-            raise ValueError(
-                f"there is no dataset {value!r}; use {', '.join(NAMED_DATASETS)}, or upload a file "
-                f"(POST /v1/files, purpose evaluation) and give its id"
-            )
-        return value
+        return require_dataset(value, NAMED_DATASETS, FilePurpose.EVALUATION)
 
     @property
     def measures_quality(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -51,6 +52,16 @@ def require_purpose(file_id: str, purpose: str, wanted: FilePurpose, *, param: s
             f"file {file_id!r} was uploaded with purpose {purpose!r}; upload it again with purpose {wanted.value!r}",
             param=param,
         )
+
+
+def require_dataset(value: str, named: Mapping[str, str], purpose: FilePurpose) -> str:
+    """The value, where it names a data set or is the id of an upload. Raises ValueError."""
+    if value not in named and not FILE_ID.fullmatch(value):
+        raise ValueError(
+            f"there is no dataset {value!r}; use {', '.join(named)}, or upload a file (POST /v1/files, purpose "
+            f"{purpose.value}) and give its id"
+        )
+    return value
 
 
 def uploads_in(value: Any) -> set[str]:

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-CACHE_BYTES_PER_VALUE = 2  # engines keep keys and values in 16 bits unless told otherwise
+MIB: Final = 1024**2
+CACHE_BYTES_PER_VALUE: Final = 2  # engines keep keys and values in 16 bits unless told otherwise
+# How many requests of full length the key-value cache holds at once. Slots share it, so that many short requests
+# run together without memory for as many long ones.
+CACHED_CONTEXTS: Final = 4
+# Tokens that an engine works on at a time while it reads a prompt: its scratch memory grows with them.
+BATCH_TOKENS: Final = 512
+# What an engine's process takes beside weights and cache: measured.
+RUNTIME_BYTES: Final = {"llama_cpp": 60 * MIB, "transformers": 430 * MIB, "vllm": 2048 * MIB}
+# What the library with the kernels for GPTQ's and AWQ's layouts takes besides.
+KERNEL_BYTES: Final = 350 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,16 @@ class AttentionShape:
         sliding = min(tokens, self.window * sequences)
         kept = (self.layers - self.sliding_layers) * tokens + self.sliding_layers * sliding
         return int(kept * self.values_per_layer * bytes_per_value)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Activations of one batch in 32 bits, of which the scores over the vocabulary are by far the largest."""
+        return BATCH_TOKENS * (self.vocabulary_size + 8 * self.hidden_size) * 4
+
+
+def shared_tokens(context_length: int, requests: int) -> int:
+    """The size, in tokens, of the cache that so many requests at a time share."""
+    return context_length * min(requests, CACHED_CONTEXTS)
 
 
 def attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:

@@ -140,8 +140,8 @@ def test_a_users_matrix_makes_what_the_computed_one_makes(
 ) -> None:
     """The matrix that a job computed, given to another as a user's."""
     quantize(checkpoint, {"type": "gguf", "quantization": "IQ2_XS"}, tmp_path / "computed", run)
-    run.uploads["file-1"] = next(run.stages.folder.glob("imatrix-*/imatrix.gguf"))
-    method = {"type": "gguf", "quantization": "IQ2_XS", "importance_matrix": "file-1"}
+    run.uploads["file-000000000000000000000001"] = next(run.stages.folder.glob("imatrix-*/imatrix.gguf"))
+    method = {"type": "gguf", "quantization": "IQ2_XS", "importance_matrix": "file-000000000000000000000001"}
     quantize(checkpoint, method, tmp_path / "uploaded", run)
     files = [tmp_path / name / "model.gguf" for name in ("computed", "uploaded")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -12,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from app.storage.checkpoints import Checkpoint
-from workers.evaluation.metrics import Floats, PackedLogProbs, log_softmax, negative_log_likelihood
+from workers.evaluation.metrics import Floats, PackedLogProbs
 from workers.evaluation.sample import GENERATED_TOKENS, Sample
 from workers.evaluation.scorers.opening import open_checkpoint
-from workers.evaluation.windows import scored
+from workers.evaluation.walk import Report, each_window
 from workers.stages import StageStore
-
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,8 @@ def _compute(checkpoint: Checkpoint, sample: Sample, report: Report, folder: Pat
     likelihoods = []
     report(0.0, "loading the original")
     with open_checkpoint(checkpoint) as scorer:
-        positions, _ = scored(sample.windows[0])
-        for number, logits in enumerate(scorer.each_logits(sample.windows, positions)):
-            report(number / len(sample.windows), "measuring the original")
-            _, targets = scored(sample.windows[number])
-            log_probs = log_softmax(logits)
-            likelihoods.append(negative_log_likelihood(log_probs, targets))
+        for number, log_probs, surprise in each_window(scorer, sample, report, "measuring the original"):
+            likelihoods.append(surprise)
             packed = PackedLogProbs.pack(log_probs)
             np.savez(folder / f"{number}.npz", codes=packed.codes, lowest=packed.lowest, step=packed.step)
         generated = scorer.generate(sample.prompt, GENERATED_TOKENS, sample.stop)

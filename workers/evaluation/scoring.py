@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from workers.evaluation.metrics import Floats, kl_divergence, log_softmax, negative_log_likelihood, top1_agreement
+from workers.evaluation.metrics import Floats, kl_divergence, top1_agreement
 from workers.evaluation.reference import Reference
 from workers.evaluation.sample import Sample
 from workers.evaluation.scorers.base import Scorer
-from workers.evaluation.windows import scored
-
-Report = Callable[[float, str], None]
+from workers.evaluation.walk import Report, each_window
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,8 @@ def score(scorer: Scorer, sample: Sample, reference: Reference | None, report: R
     nll: list[Floats] = []
     divergence: list[Floats] = []
     agreement: list[Floats] = []
-    positions, _ = scored(sample.windows[0])
-    for number, logits in enumerate(scorer.each_logits(sample.windows, positions)):
-        report(number / len(sample.windows), "measuring the artifact")
-        _, targets = scored(sample.windows[number])
-        log_probs = log_softmax(logits)
-        nll.append(negative_log_likelihood(log_probs, targets))
+    for number, log_probs, surprise in each_window(scorer, sample, report, "measuring the artifact"):
+        nll.append(surprise)
         if reference is not None:
             original = reference.log_probs(number)
             divergence.append(kl_divergence(original, log_probs))

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from fastapi.responses import Response
 
-from app.domain.errors import BitmillError, EngineFailed, EngineTimeout, InvalidParameter, InvalidRequest
+from app.domain.errors import BitmillError, EngineFailed, EngineTimeout, InvalidParameter
 from app.domain.serving import parse_keep_alive
 from app.settings import Settings
 from app.streaming import RelayResponse
@@ -33,20 +33,6 @@ log = logging.getLogger(__name__)
 LAST_WORDS_SECONDS = 2.0
 KEY_REFUSED = (401, 403)
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-
-
-def parse_body(raw: bytes) -> dict[str, Any]:
-    """Raises InvalidRequest where it is no JSON object, InvalidParameter where it names no model."""
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # the latter where lists are nested by the thousand
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {type(body).__name__}")
-    # What cannot be printed, such as half a character, no database takes either.
-    if not isinstance(body.get("model"), str) or not body["model"].isprintable():
-        raise InvalidParameter(f"`model` must be a model's name, not {body.get('model')!r}", param="model")
-    return body
 
 
 def take_keep_alive(body: dict[str, Any]) -> float | None:

@@ -19,13 +19,14 @@ from fastapi.responses import Response
 from app.domain.errors import BitmillError
 from app.error_handlers import install_error_handlers
 from app.http_transport import fast_transport
+from app.json_body import parse_body
 from app.persistence.unit_of_work import Database
 from app.settings import Settings, get_settings
 from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
 from workers.serving import deployments, scrape
 from workers.serving.contract.parsing import REQUESTS, parse_request, without_nulls
 from workers.serving.contract.responses import ResponsesRequest
-from workers.serving.forwarding import Forwarder, parse_body
+from workers.serving.forwarding import Forwarder
 from workers.serving.models import ModelDirectory
 from workers.serving.pool import ModelPool
 from workers.serving.responses import as_response, renamed

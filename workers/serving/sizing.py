@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # engines use this module to say what they need
     from workers.serving.engines.base import Engine, EngineOptions
 
 WEIGHTS: Final = ("*.safetensors", "*.gguf")
-# Tokens that an engine works on at a time while it reads a prompt: its scratch memory grows with them.
-BATCH_TOKENS: Final = 512
 
 
 def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> MemoryEstimate:
@@ -33,7 +31,7 @@ def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> M
     return MemoryEstimate(
         weights_bytes=weights + (engine.weights_bytes(draft) if draft else 0),
         cache_bytes=_cache_bytes(shape, options, artifact) if shape else 0,
-        runtime_bytes=engine.runtime_bytes(artifact) + (_scratch_bytes(shape) if shape else 0),
+        runtime_bytes=engine.runtime_bytes(artifact) + (shape.scratch_bytes if shape else 0),
     )
 
 
@@ -71,8 +69,3 @@ def read_shape(artifact: Path) -> AttentionShape | None:
         return attention_shape(json.loads(config.read_text())) if config.is_file() else None
     except ValueError:
         return None  # not readable as such: the engine, which is told to load it, will say why
-
-
-def _scratch_bytes(shape: AttentionShape) -> int:
-    """Activations of one batch in 32 bits, of which the scores over the vocabulary are by far the largest."""
-    return BATCH_TOKENS * (shape.vocabulary_size + 8 * shape.hidden_size) * 4

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from pydantic import BaseModel, Field, field_validator
+
+from app.domain.files import FilePurpose, require_dataset
 
 SELF: Final = "self"
 NAMED_DATASETS: Final[dict[str, str]] = {
@@ -16,7 +17,6 @@ NAMED_DATASETS: Final[dict[str, str]] = {
     "ultrachat": "conversations of UltraChat 200k, from the hub, through the model's chat template",
     SELF: "text that the model itself writes: needs no data",
 }
-UPLOAD: Final = re.compile(r"file-[A-Za-z0-9]+")
 
 
 class CalibrationParams(BaseModel, extra="forbid", frozen=True):
@@ -33,12 +33,7 @@ class CalibrationParams(BaseModel, extra="forbid", frozen=True):
     @field_validator("dataset")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in NAMED_DATASETS and not UPLOAD.fullmatch(value):
-            raise ValueError(
-                f"there is no dataset {value!r}; use {', '.join(NAMED_DATASETS)}, or upload a file "
-                f"(POST /v1/files, purpose calibration) and give its id"
-            )
-        return value
+        return require_dataset(value, NAMED_DATASETS, FilePurpose.CALIBRATION)
 
 
 class CalibrationRecord(BaseModel, frozen=True):

@@ -73,6 +73,6 @@ def test_a_model_can_write_its_own_text(tmp_path: Path) -> None:
 def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
     source = inspect_checkpoint(tiny_llama(tmp_path / "tiny"))
     conversation = [{"role": "user", "content": "The miller carried the grain to the mill."}]
-    params = CalibrationParams(dataset="file-1", samples=1, sequence_length=8)
+    params = CalibrationParams(dataset="file-000000000000000000000001", samples=1, sequence_length=8)
     chosen = load_calibration(source, params, [conversation], lambda fraction, stage: None)
     assert chosen.windows[0][0] == 1  # <|im_start|>

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from app.domain import estimates
 from app.domain.artifacts import ArtifactFormat
+from app.domain.memory import KERNEL_BYTES, RUNTIME_BYTES, shared_tokens
 from app.domain.quantization.catalog import CATALOG
 from app.domain.quantization.sizes import BESIDE
-from workers.serving import sizing
+from app.settings import Settings
 from workers.serving.engines import base, llama_cpp, transformers
 
 
-def test_the_serving_hosts_figures_are_the_same() -> None:
-    assert estimates.CACHED_CONTEXTS == base.CACHED_CONTEXTS
-    assert estimates.BATCH_TOKENS == sizing.BATCH_TOKENS
-    assert estimates.KERNEL_BYTES == transformers.GPTQMODEL_BYTES
+def test_the_serving_hosts_figures_are_the_same(settings: Settings, tmp_path: Path) -> None:
+    options = base.EngineOptions(public_name="m", context_length=100, slots=16)
+    assert options.cache_tokens == shared_tokens(100, 16)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    engine = transformers.TransformersEngine(settings)
+    assert engine.runtime_bytes(tmp_path) - engine.spec.runtime_bytes == KERNEL_BYTES
     assert {
         ArtifactFormat.GGUF: llama_cpp.LlamaCppEngine.spec.runtime_bytes,
         ArtifactFormat.SAFETENSORS: transformers.TransformersEngine.spec.runtime_bytes,
-    } == estimates.RUNTIME_BYTES
+    } == {output: RUNTIME_BYTES[name] for output, name in estimates.ENGINES.items()}
 
 
 def test_every_method_has_a_layout_and_a_speed() -> None:

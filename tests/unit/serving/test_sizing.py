@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from app.domain.memory import BATCH_TOKENS, KERNEL_BYTES
 from app.settings import Settings
 from workers.serving.engines.base import EngineOptions, Guessing
 from workers.serving.engines.llama_cpp import LlamaCppEngine
-from workers.serving.engines.transformers import GPTQMODEL_BYTES, TransformersEngine
-from workers.serving.sizing import BATCH_TOKENS, estimate_memory, stored_bytes
+from workers.serving.engines.transformers import TransformersEngine
+from workers.serving.sizing import estimate_memory, stored_bytes
 
 CONFIG = {
     "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100,
@@ -71,7 +72,7 @@ def test_packed_four_bits_unpack_to_four_times_as_much(settings: Settings, tmp_p
 def test_gptq_needs_its_library(settings: Settings, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m", {"w": torch.zeros(10)}, quant_method="gptq")
     engine = TransformersEngine(settings)
-    assert engine.runtime_bytes(folder) == engine.spec.runtime_bytes + GPTQMODEL_BYTES
+    assert engine.runtime_bytes(folder) == engine.spec.runtime_bytes + KERNEL_BYTES
 
 
 def test_a_draft_model_counts_too(settings: Settings, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_an_upload_for_something_else_is_refused(sqlite_database: Database, sett
 
 
 def test_an_unknown_upload_is_named(sqlite_database: Database, settings: Settings) -> None:
-    with pytest.raises(FileNotFound, match="file-none") as caught:
-        read_calibration_documents(CalibrationParams(dataset="file-none"), settings)
+    with pytest.raises(FileNotFound, match="file-fffffffffffffffffffffff0") as caught:
+        read_calibration_documents(CalibrationParams(dataset="file-fffffffffffffffffffffff0"), settings)
     assert caught.value.param == "method.calibration.dataset"
 
 

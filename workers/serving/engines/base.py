@@ -16,13 +16,10 @@ from typing import Any, ClassVar
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from app.domain.memory import shared_tokens
 from app.settings import Settings
 from workers.serving.contract.capabilities import EngineContract
 from workers.serving.sizing import stored_bytes
-
-# How many requests of full length the key-value cache holds at once. Slots share it, so that many short
-# requests run together without memory for as many long ones.
-CACHED_CONTEXTS = 4
 
 API_KEY_VARIABLE = "BITMILL_ENGINE_API_KEY"
 
@@ -88,7 +85,7 @@ class EngineOptions:
     @property
     def cache_tokens(self) -> int:
         """The size, in tokens, of the key-value cache that all slots share."""
-        return self.context_length * min(self.slots, CACHED_CONTEXTS)
+        return shared_tokens(self.context_length, self.slots)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from app.domain.memory import RUNTIME_BYTES
 from app.storage.artifacts import gguf_file
 from workers.gguf_safety import read_keys
 from workers.serving.contract.capabilities import LLAMA_CPP
@@ -33,7 +34,7 @@ class LlamaCppEngine(Engine):
         devices=frozenset({Device.CPU, Device.GPU}),
         requires={"xllamacpp": INSTALL, "llguidance": INSTALL},
         options=frozenset({"speculation"}),
-        runtime_bytes=60 * 1024**2,
+        runtime_bytes=RUNTIME_BYTES["llama_cpp"],
         contract=LLAMA_CPP,
         dialect="llama_cpp",
     )

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
+from app.domain.memory import KERNEL_BYTES, RUNTIME_BYTES
 from app.storage.tensor_headers import read_tensor_infos
 from workers.serving.contract.capabilities import TRANSFORMERS
 from workers.serving.engines.base import (
@@ -32,8 +33,6 @@ INSTALL = "pip install 'bitmill[transformers]'"
 
 # What holds several weights in one number, or one weight in eight bits.
 PACKED_DTYPES: Final = frozenset({"I8", "U8", "I32", "F8_E4M3", "F8_E5M2"})
-# The library with the kernels for GPTQ and AWQ, and the tables that it makes of the weights.
-GPTQMODEL_BYTES: Final = 350 * 1024**2
 
 
 class TransformersEngine(Engine):
@@ -43,7 +42,7 @@ class TransformersEngine(Engine):
         devices=frozenset({Device.CPU, Device.GPU}),
         requires={"torch": INSTALL, "transformers": INSTALL, "accelerate": INSTALL, "llguidance": INSTALL},
         options=frozenset({"dtype"}),
-        runtime_bytes=430 * 1024**2,
+        runtime_bytes=RUNTIME_BYTES["transformers"],
         contract=TRANSFORMERS,
     )
     cache_usage_path = "/cache_usage"
@@ -68,7 +67,7 @@ class TransformersEngine(Engine):
 
     def runtime_bytes(self, artifact: Path) -> int:
         kernels = _quantization(artifact).get("quant_method") in ("gptq", "awq")
-        return self.spec.runtime_bytes + (GPTQMODEL_BYTES if kernels else 0)
+        return self.spec.runtime_bytes + (KERNEL_BYTES if kernels else 0)
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         arguments = {

@@ -14,6 +14,7 @@ from typing import Any, Final
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
+from app.domain.memory import RUNTIME_BYTES
 from workers.serving.contract.capabilities import VLLM
 from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec
 from workers.serving.engines.vllm_install import MARKER
@@ -41,7 +42,7 @@ class VllmEngine(Engine):
         methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4"}},
         options=frozenset({"dtype", "speculation"}),
         without=frozenset({"threads"}),  # it binds its own to the cores that it may use
-        runtime_bytes=2 * GIB,
+        runtime_bytes=RUNTIME_BYTES["vllm"],
         contract=VLLM,
     )
     cache_usage_path = "/metrics"

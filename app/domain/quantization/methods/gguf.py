@@ -10,8 +10,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from app.domain.artifacts import ArtifactFormat
+from app.domain.files import FILE_ID
 from app.domain.hardware import Device
-from app.domain.quantization.calibration import UPLOAD, CalibrationParams
+from app.domain.quantization.calibration import CalibrationParams
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 # llama.cpp's own bits per weight for a llama of 7 or 8 B, its output head included.
@@ -112,7 +113,7 @@ class GgufParams(MethodParams):
     @field_validator("importance_matrix")
     @classmethod
     def _known_matrix(cls, value: str) -> str:
-        if value not in ("auto", "none") and not UPLOAD.fullmatch(value):
+        if value not in ("auto", "none") and not FILE_ID.fullmatch(value):
             raise ValueError("use auto, none, or the id of an uploaded file (POST /v1/files, purpose imatrix)")
         return value
 
