@@ -61,7 +61,7 @@ class TrainingOptions(BaseModel, extra="forbid", frozen=True):
         description="Of qlora's base: type nf4 or fp4, double_quant. Of qat: type int4 or int8-int4, group_size.",
     )
     max_steps: int | None = Field(default=None, ge=1, description="Ends the training even within an epoch.")
-    sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens; longer examples are cut at the end.")
+    sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens; longer examples are cut.")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     gradient_checkpointing: bool = Field(
         default=False, description="Compute activations twice rather than keep them: slower, in less memory."
