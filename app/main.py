@@ -12,7 +12,7 @@ import app as package
 from app.api import evaluations, operations, planning, quantization
 from app.api.dependencies import require_api_key
 from app.api.metrics import Metrics, MetricsMiddleware
-from app.api.openai import completions, deployments, files, models
+from app.api.openai import completions, deployments, files, fine_tuning, models
 from app.error_handlers import install_error_handlers
 from app.persistence.unit_of_work import Database
 from app.processes import die_with_parent
@@ -21,6 +21,7 @@ from app.queue.dispatcher import CeleryDispatcher, Dispatcher
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.files import FileService
+from app.services.fine_tuning import FineTuningService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
 from app.services.recommendations import RecommendationService
@@ -48,6 +49,7 @@ def create_app(
     dispatcher = dispatcher or CeleryDispatcher(create_celery(settings))
     app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)
     app.state.evaluations = EvaluationService(database, settings, dispatcher, workers)
+    app.state.fine_tuning = FineTuningService(database, settings, dispatcher, workers)
     app.state.estimates = EstimateService(database, settings)
     app.state.recommendations = RecommendationService(database, app.state.estimates, workers)
     app.state.serving = serving or ServingClient(settings.serving_url)
@@ -60,7 +62,7 @@ def create_app(
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
-    guarded = (quantization, evaluations, planning, operations, completions, deployments, files, models)
+    guarded = (quantization, evaluations, planning, operations, completions, deployments, files, models, fine_tuning)
     for module in guarded:
         app.include_router(module.router, dependencies=[Depends(require_api_key)])
 

@@ -20,6 +20,7 @@ from app.domain.errors import (
     InsufficientMemory,
     JobFailed,
     QuantizationFailed,
+    TrainingFailed,
 )
 from app.domain.quantization.catalog import parse_method
 from app.domain.quantization.spec import MethodParams, MethodSpec
@@ -31,6 +32,7 @@ from workers.child import Channel, Message
 from workers.evaluation.job import evaluate, time_serving
 from workers.job_run import Reporter, Run, hold_checkpoints, inputs_of, read_calibration_documents
 from workers.stages import StageStore
+from workers.training.job import prove_job, train_job
 from workers.versions import versions_of
 
 log = logging.getLogger("bitmill.job")
@@ -114,6 +116,16 @@ STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {
     "prove": prove,
     "evaluate": evaluate,
     "time": time_serving,
+    "train": train_job,
+    "prove_training": prove_job,
+}
+
+# What an unforeseen exception of a step is called; of others, a failed quantization.
+FAILURES: Final[dict[str, type[JobFailed]]] = {
+    "evaluate": EvaluationFailed,
+    "time": EvaluationFailed,
+    "train": TrainingFailed,
+    "prove_training": TrainingFailed,
 }
 
 
@@ -161,7 +173,7 @@ def main(descriptor: int, parent_pid: int) -> None:
         STEPS[task["step"]](task, channel, settings)
     except Exception as error:
         log.exception("step %s failed", task["step"])
-        failed = EvaluationFailed if task["request"] is not None else QuantizationFailed
+        failed = FAILURES.get(task["step"], QuantizationFailed)
         channel.send({"kind": "error", "error": as_bitmill_error(error, failed).to_dict()})
 
 

@@ -189,6 +189,10 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> N
     try:
         if job.state == JobState.CANCELLING:
             jobs.transition(job.id, JobState.CANCELLED, message="The job was cancelled.", attempt=job.attempt)
+        elif job.state == JobState.PAUSING:
+            values = {"worker_id": None, "lease_expires_at": None}
+            message = f"The job is paused; its last attempt ended without saving ({why})."
+            jobs.transition(job.id, JobState.PAUSED, message=message, attempt=job.attempt, level="warn", values=values)
         elif job.losses + 1 >= settings.max_attempts:
             _fail_lost(jobs, job, why)
         else:
@@ -199,7 +203,10 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> N
                 "lease_expires_at": None,
                 "dispatched_at": None,
             }
-            jobs.transition(job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values)
+            jobs.transition(
+                job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values,
+                sources=frozenset({JobState.RUNNING}),
+            )  # fmt: skip
     except IllegalTransition as error:
         log.info("job %s moved on by itself: %s", job.id, error)
 

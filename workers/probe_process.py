@@ -6,18 +6,29 @@ import json
 import platform
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import psutil
 
 from app.domain.errors import BitmillError
+from app.domain.fine_tuning import Adapter
 from app.domain.hardware import Gpu, Hardware
 from workers.probe import Probe
 from workers.quantization.registry import REGISTRY, load_method
 
+# What each way of training stands on.
+ADAPTER_MODULES: Final[dict[Adapter, tuple[str, ...]]] = {
+    Adapter.LORA: ("torch", "transformers", "accelerate", "peft"),
+    Adapter.QLORA: ("torch", "transformers", "accelerate", "peft", "bitsandbytes"),
+    Adapter.FULL: ("torch", "transformers", "accelerate"),
+    Adapter.QAT: ("torch", "transformers", "accelerate", "compressed_tensors"),
+}
+
 
 def probe() -> Probe:
-    return Probe(hardware=find_hardware(), methods=check_methods())
+    return Probe(hardware=find_hardware(), methods=check_adapters() | check_methods())
 
 
 def find_hardware() -> Hardware:
@@ -39,6 +50,16 @@ def check_methods() -> dict[str, str | None]:
             found[name] = None
         except (BitmillError, ImportError, OSError) as error:
             found[name] = str(error)
+    return found
+
+
+def check_adapters() -> dict[str, str | None]:
+    """The same for each way of training."""
+    found: dict[str, str | None] = {}
+    for adapter, modules in ADAPTER_MODULES.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        reason = f"it needs {', '.join(missing)}; install with: pip install 'bitmill[worker]'"
+        found[adapter.value] = reason if missing else None
     return found
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app.domain.artifacts import ArtifactFormat, ArtifactKind, Gate, QualityCard, QuantizationReport, artifact_key
 from app.domain.errors import BitmillError, Conflict
 from app.domain.jobs import JobState, new_id
+from app.domain.model_names import FINE_TUNED_PREFIX
 from app.domain.quantization.catalog import parse_method
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.jobs import JobRepository
@@ -31,6 +33,24 @@ class Result:
     proof: Message
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What the children of one training said, and what of it the job's `result` keeps.
+
+    `method` is what the artifact's row says of how it was made; `base` in it, the model that an adapter is served on.
+    """
+
+    source: Message
+    made: Message
+    manifest_sha256: str
+    result: Message
+
+    @property
+    def method(self) -> dict[str, Any]:
+        method: dict[str, Any] = self.made["method"]
+        return method
+
+
 class Publisher:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
@@ -41,6 +61,8 @@ class Publisher:
         with self.database.transaction() as session:
             repository = ArtifactRepository(session)
             existing = repository.find(source["name"])
+            if existing is not None and existing.kind == ArtifactKind.FINE_TUNED:
+                return
             if existing is not None and existing.kind != ArtifactKind.BASE:
                 raise Conflict(f"the name {source['name']!r} belongs to a quantized model; rename the folder")
             if existing is not None and existing.source_fingerprint == source["fingerprint"]:
@@ -80,19 +102,41 @@ class Publisher:
             artifacts.remove(folder)
         return existing
 
+    def publish_trained(self, job: JobRow, attempt: int, staged: Path, trained: Trained) -> None:
+        """The same for a trained model, of which no other job can have made an equal. Raises IllegalTransition."""
+        row = _trained_row(job, new_id("artifact"), trained)
+        folder = artifacts.publish(staged, self.settings, row.id)
+        row.size_bytes = artifacts.size_bytes(folder)
+        try:
+            with self.database.transaction() as session:
+                ArtifactRepository(session).add(row)
+                JobRepository(session).transition(
+                    job.id, JobState.SUCCEEDED, message=f"{row.name} is ready.", attempt=attempt,
+                    values=_outcome(row) | {"result": trained.result},
+                )  # fmt: skip
+        except BitmillError:
+            artifacts.remove(folder)
+            raise
+
     def _commit(self, session: Session, job: JobRow, attempt: int, row: ArtifactRow) -> None:
         repository = ArtifactRepository(session)
         row.name = _free_name(row, repository)
         repository.add(row)
-        values = {
-            "artifact_id": row.id,
-            "quantized_model": row.name,
-            "quality": row.quality,
-            "fraction": 1.0,
-            "stage": "done",
-        }
         message = f"{row.name} is ready."
-        JobRepository(session).transition(job.id, JobState.SUCCEEDED, message=message, attempt=attempt, values=values)
+        JobRepository(session).transition(
+            job.id, JobState.SUCCEEDED, message=message, attempt=attempt, values=_outcome(row)
+        )
+
+
+def _outcome(row: ArtifactRow) -> dict[str, Any]:
+    """The columns of a job that succeeded with this artifact."""
+    return {
+        "artifact_id": row.id,
+        "quantized_model": row.name,
+        "quality": row.quality,
+        "fraction": 1.0,
+        "stage": "done",
+    }
 
 
 def _key(job: JobRow, source: Message) -> str:
@@ -143,3 +187,20 @@ def _quantized_row(job: JobRow, artifact_id: str, result: Result, size_bytes: in
         seconds=made["seconds"], peak_memory_bytes=made["peak_memory_bytes"], job_id=job.id,
         created_at=time.time(),
     )  # fmt: skip
+
+
+def _trained_row(job: JobRow, artifact_id: str, trained: Trained) -> ArtifactRow:
+    source, made, report = trained.source, trained.made, trained.made["report"]
+    return ArtifactRow(
+        id=artifact_id, name=trained_name(job), kind=ArtifactKind.FINE_TUNED, format=made["format"], path=artifact_id,
+        source=source["name"], source_fingerprint=source["fingerprint"], key=made["key"], method=trained.method,
+        suffix=job.suffix, versions=made["versions"], size_bytes=0, parameter_count=report["parameter_count"],
+        bits_per_weight=report["weight_bytes"] * 8 / report["parameter_count"], tensor_types=report["tensor_types"],
+        manifest_sha256=trained.manifest_sha256, calibration=None, quality=None, seconds=made["seconds"],
+        peak_memory_bytes=made["peak_memory_bytes"], job_id=job.id, created_at=time.time(),
+    )  # fmt: skip
+
+
+def trained_name(job: JobRow) -> str:
+    """As OpenAI's: ft:model:organization:suffix:id, the suffix empty where none was given."""
+    return f"{FINE_TUNED_PREFIX}{job.model}:bitmill:{job.suffix or ''}:{job.id[-8:]}"

@@ -1,7 +1,8 @@
 """Runs one job: claim, child processes, lease, cancellation, publication. Imports no ML library.
 
 A job is two child processes, one after the other. Of a quantization the first resolves the source and quantizes,
-the second loads what the first wrote and proves it; of an evaluation the first scores, the second times the serving.
+the second loads what the first wrote and proves it; of an evaluation the first scores, the second times the serving;
+of a training the first trains, the second measures what came of it.
 Whatever they allocate or break ends with them.
 """
 
@@ -28,11 +29,23 @@ from workers.child import Child, ChildCrashed, Message
 from workers.presence import Presence, release
 from workers.progress import ProgressGate
 from workers.publisher import Publisher, Result
+from workers.training.attempt import fine_tune
 
 log = logging.getLogger(__name__)
 
 # How often a running job's row is read for a wish to cancel: well inside the two seconds that are promised.
 WATCH_SECONDS = 0.3
+# How long work that is to pause may take to save a checkpoint.
+PAUSE_SECONDS = 120.0
+# What a job nobody works on has in its columns.
+UNHELD: Final[dict[str, Any]] = {"worker_id": None, "lease_expires_at": None, "eta_seconds": None}
+# What a child tells that becomes an event as it is.
+RECORDED: Final = frozenset({"metrics", "checkpoint"})
+# The ends that were wished for.
+GRANTED: Final[dict[JobState | None, tuple[JobState, str]]] = {
+    JobState.CANCELLING: (JobState.CANCELLED, "The job was cancelled."),
+    JobState.PAUSING: (JobState.PAUSED, "The job is paused."),
+}
 
 
 class LeaseLost(Exception):
@@ -41,6 +54,10 @@ class LeaseLost(Exception):
 
 class CancelRequested(Exception):
     """Somebody asked for the job's end."""
+
+
+class PauseRequested(Exception):
+    """Somebody asked for a pause, and what is there to go on from is saved."""
 
 
 class Stopping(Exception):
@@ -98,7 +115,7 @@ class Supervisor:
         return Attempt(job, number, self.settings.staging_folder / f"{job_id}-{number}")
 
     def _is_able(self, job: JobRow) -> bool:
-        return job.kind != JobKind.QUANTIZATION or job.method["type"] in self.presence.methods
+        return job.kind == JobKind.EVALUATION or job.method["type"] in self.presence.methods
 
     def _run_attempt(self, attempt: Attempt) -> None:
         try:
@@ -107,6 +124,9 @@ class Supervisor:
             log.warning("job %s: attempt %s lost its lease", attempt.job.id, attempt.number)
         except CancelRequested:
             self._finish(attempt, JobState.CANCELLED, "The job was cancelled.")
+        except PauseRequested:
+            message = "The job is paused; resumed, it goes on from its last checkpoint."
+            self._finish(attempt, JobState.PAUSED, message, UNHELD)
         except Stopping:
             self._give_back(attempt)
         except ChildCrashed as crash:
@@ -119,32 +139,32 @@ class Supervisor:
     def _quantize(self, attempt: Attempt) -> None:
         started = time.monotonic()
         attempt.staging.mkdir(parents=True)
-        with self._child(attempt, "quantize") as child:
-            source = self._wait_for(child, attempt, "resolved")
+        with self.child(attempt, "quantize") as child:
+            source = self.wait_for(child, attempt, "resolved")
             self.publisher.import_source(source)
             existing = self.publisher.find_existing(attempt.job, source)
             if existing is not None:
                 return self._reuse(attempt, existing)
             child.send({"go": True})
-            made = self._wait_for(child, attempt, "done")
-        with self._child(attempt, "prove") as child:
+            made = self.wait_for(child, attempt, "done")
+        with self.child(attempt, "prove") as child:
             child.send({"source": source})
-            proof = self._wait_for(child, attempt, "done")
+            proof = self.wait_for(child, attempt, "done")
         made["seconds"] = time.monotonic() - started
         return self._publish(attempt, Result(source=source, made=made, proof=proof))
 
     def _evaluate(self, attempt: Attempt) -> None:
         request = EvaluationRequest.model_validate(attempt.job.request)
         result: Message = {"hardware": self.presence.hardware}
-        with self._child(attempt, "evaluate") as child:
-            resolved = self._wait_for(child, attempt, "resolved")
+        with self.child(attempt, "evaluate") as child:
+            resolved = self.wait_for(child, attempt, "resolved")
             for source in resolved["sources"]:
                 self.publisher.import_source(source)
-            result["quality"] = self._wait_for(child, attempt, "done")["quality"]
+            result["quality"] = self.wait_for(child, attempt, "done")["quality"]
         if request.measures_engine:
-            with self._child(attempt, "time") as child:
+            with self.child(attempt, "time") as child:
                 child.send({"subject": resolved["subject"]})
-                result["serving"] = self._wait_for(child, attempt, "done")["serving"]
+                result["serving"] = self.wait_for(child, attempt, "done")["serving"]
         self._keep(attempt, resolved["subject"]["name"], EvaluationResult.model_validate(result))
 
     def _keep(self, attempt: Attempt, model: str, result: EvaluationResult) -> None:
@@ -158,9 +178,9 @@ class Supervisor:
                 )
                 ArtifactRepository(session).keep_evaluation(model, found)
         except IllegalTransition as error:
-            self._settle_cancelled(attempt, error)
+            self._settle(attempt, error)
 
-    def _child(self, attempt: Attempt, step: str) -> Child:
+    def child(self, attempt: Attempt, step: str) -> Child:
         job = attempt.job
         task = {
             "step": step,
@@ -173,10 +193,10 @@ class Supervisor:
         }
         return Child("workers.job_process", task, log=self.settings.logs_folder / "jobs" / f"{job.id}.log")
 
-    def _wait_for(self, child: Child, attempt: Attempt, kind: str) -> Message:
+    def wait_for(self, child: Child, attempt: Attempt, kind: str) -> Message:
         """Passes progress on until a message of this kind arrives; watches lease and wishes meanwhile."""
         gate = ProgressGate()
-        watch = Watch(self, attempt)
+        watch = Watch(self, attempt, ask_for_pause=lambda: child.send({"pause": True}))
         while True:
             message = child.receive(timeout_seconds=WATCH_SECONDS)
             watch.look()
@@ -186,8 +206,22 @@ class Supervisor:
                 return message
             if message["kind"] == "error":
                 raise error_from_dict(message["error"])
+            if message["kind"] == "paused":
+                raise PauseRequested
+            if message["kind"] in RECORDED:
+                self._record(attempt, message)
             if message["kind"] == "progress" and gate.lets_through(message["fraction"], message["stage"]):
                 self._record_progress(attempt, gate, message)
+
+    def _record(self, attempt: Attempt, message: Message) -> None:
+        with self.database.transaction() as session:
+            JobRepository(session).record(
+                attempt.job.id,
+                attempt=attempt.number,
+                type_=message["kind"],
+                message=message["message"],
+                data=message["data"],
+            )
 
     def _record_progress(self, attempt: Attempt, gate: ProgressGate, message: Message) -> None:
         with self.database.transaction() as session:
@@ -218,9 +252,13 @@ class Supervisor:
         try:
             existing = self.publisher.publish(attempt.job, attempt.number, attempt.staging / "artifact", result)
         except IllegalTransition as error:
-            raise CancelRequested if self._state(attempt) is JobState.CANCELLING else LeaseLost from error
+            raise self.why_not(attempt) from error
         if existing is not None:
             self._reuse(attempt, existing)
+
+    def why_not(self, attempt: Attempt) -> Exception:
+        """What a result that could not be committed means."""
+        return CancelRequested() if self._state(attempt) is JobState.CANCELLING else LeaseLost()
 
     def _state(self, attempt: Attempt) -> JobState | None:
         with self.database.reading() as session:
@@ -246,16 +284,19 @@ class Supervisor:
                     attempt.job.id, state, message=message, attempt=attempt.number, values=values, level=level
                 )
         except IllegalTransition as error:
-            self._settle_cancelled(attempt, error)
+            self._settle(attempt, error)
 
-    def _settle_cancelled(self, attempt: Attempt, error: IllegalTransition) -> None:
-        """A wish to cancel that came while the attempt was ending wins over its other ends."""
-        if self._state(attempt) is not JobState.CANCELLING:
+    def _settle(self, attempt: Attempt, error: IllegalTransition) -> None:
+        """A wish to cancel or to pause that came while the attempt was ending wins over its other ends."""
+        state = self._state(attempt)
+        if state not in GRANTED:
             log.warning("job %s: %s", attempt.job.id, error)
             return
+        target, message = GRANTED[state]
+        values = UNHELD if target is JobState.PAUSED else {}
         with self.database.transaction() as session:
             JobRepository(session).transition(
-                attempt.job.id, JobState.CANCELLED, message="The job was cancelled.", attempt=attempt.number
+                attempt.job.id, target, message=message, attempt=attempt.number, values=values
             )
 
     def _fail(self, attempt: Attempt, error: BitmillError) -> None:
@@ -264,7 +305,7 @@ class Supervisor:
 
     def _give_back(self, attempt: Attempt) -> None:
         """A worker that is stopped on purpose costs the job no attempt."""
-        values = {"worker_id": None, "lease_expires_at": None, "dispatched_at": None, "fraction": 0.0}
+        values = {**UNHELD, "dispatched_at": None, "fraction": 0.0}
         self._finish(attempt, JobState.QUEUED, "The worker is shutting down; the job is queued again.", values)
 
     def _lose(self, attempt: Attempt, why: str) -> None:
@@ -279,20 +320,23 @@ class Supervisor:
 WORK: Final[dict[JobKind, Callable[[Supervisor, Attempt], None]]] = {
     JobKind.QUANTIZATION: Supervisor._quantize,
     JobKind.EVALUATION: Supervisor._evaluate,
+    JobKind.FINE_TUNING: fine_tune,
 }
 
 
 class Watch:
     """Looks now and then whether an attempt may go on."""
 
-    def __init__(self, supervisor: Supervisor, attempt: Attempt) -> None:
+    def __init__(self, supervisor: Supervisor, attempt: Attempt, ask_for_pause: Callable[[], None]) -> None:
         self.supervisor = supervisor
         self.attempt = attempt
+        self._ask_for_pause = ask_for_pause
+        self._pause_deadline: float | None = None
         self._next_look = 0.0
         self._next_renewal = 0.0
 
     def look(self) -> None:
-        """Raises Stopping, CancelRequested or LeaseLost."""
+        """Raises Stopping, CancelRequested, PauseRequested or LeaseLost."""
         if self.supervisor.is_stopping:
             raise Stopping
         now = time.monotonic()
@@ -310,5 +354,15 @@ class Watch:
     def _check(self, state: JobState | None) -> None:
         if state is JobState.CANCELLING:
             raise CancelRequested
-        if state is not JobState.RUNNING:
+        if state is JobState.PAUSING:
+            self._grant_pause()
+        elif state is not JobState.RUNNING:
             raise LeaseLost
+
+    def _grant_pause(self) -> None:
+        """Gives the work time to save what it has; where it takes too long, what was saved before must do."""
+        if self._pause_deadline is None:
+            self._pause_deadline = time.monotonic() + PAUSE_SECONDS
+            self._ask_for_pause()
+        elif time.monotonic() > self._pause_deadline:
+            raise PauseRequested

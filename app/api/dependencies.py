@@ -11,6 +11,7 @@ from app.domain.errors import AuthenticationFailed
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.files import FileService
+from app.services.fine_tuning import FineTuningService
 from app.services.models import ModelService
 from app.services.quantization_jobs import QuantizationJobService
 from app.services.recommendations import RecommendationService
@@ -41,6 +42,7 @@ async def require_api_key(request: Request) -> None:
 
 Estimates = Annotated[EstimateService, _from_state("estimates")]
 Evaluations = Annotated[EvaluationService, _from_state("evaluations")]
+FineTuning = Annotated[FineTuningService, _from_state("fine_tuning")]
 Files = Annotated[FileService, _from_state("files")]
 Jobs = Annotated[QuantizationJobService, _from_state("jobs")]
 Models = Annotated[ModelService, _from_state("models")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import Request
@@ -20,31 +20,37 @@ from app.domain.errors import InvalidParameter
 from app.persistence.tables import JobEventRow
 from app.services.job_service import JobService
 
+# How an event is shown to a client.
+View = Callable[[JobEventRow], dict[str, Any]]
+
 POLL_SECONDS = 0.25
 # Proxies close connections that stay silent; a comment line is ignored by clients.
 KEEP_ALIVE_SECONDS = 15.0
 
 
 def answer_events(
-    request: Request, jobs: JobService, job_id: str, *, after: str | None, limit: int, stream: bool
-) -> dict[str, Any] | StreamingResponse:
+    request: Request, jobs: JobService, job_id: str, *, after: str | None, limit: int, stream: bool,
+    view: View = event_view,
+) -> dict[str, Any] | StreamingResponse:  # fmt: skip
     """A page of a job's events above the one named `after`, or all of them as a stream until the job ends."""
     number = _number(after)
     if stream:
         jobs.get(job_id)  # an unknown job is a 404, not an empty stream
-        return StreamingResponse(stream_events(request, jobs, job_id, number), media_type="text/event-stream")
+        return StreamingResponse(stream_events(request, jobs, job_id, number, view), media_type="text/event-stream")
     rows, _ = jobs.events(job_id, after=number, limit=limit + 1)
-    return list_view([event_view(row) for row in rows[:limit]], len(rows) > limit)
+    return list_view([view(row) for row in rows[:limit]], len(rows) > limit)
 
 
 def _number(event_id: str | None) -> int:
     number = event_number(event_id) if event_id else 0
     if number is None:
-        raise InvalidParameter(f"{event_id!r} is no event's id; they look like 'qevent-42'", param="after")
+        raise InvalidParameter(f"{event_id!r} is no event's id; they end in a number, as 'qevent-42'", param="after")
     return number
 
 
-async def stream_events(request: Request, jobs: JobService, job_id: str, after: int) -> AsyncIterator[str]:
+async def stream_events(
+    request: Request, jobs: JobService, job_id: str, after: int, view: View = event_view
+) -> AsyncIterator[str]:
     """Holds no database session between reads. Ends with the job, or with the client's connection."""
     last_sent = time.monotonic()
     while not await request.is_disconnected():
@@ -52,7 +58,7 @@ async def stream_events(request: Request, jobs: JobService, job_id: str, after: 
         for row in rows:
             after = row.id
             last_sent = time.monotonic()
-            yield _format(row)
+            yield _format(row, view)
         if ended and not rows:
             return
         if time.monotonic() - last_sent > KEEP_ALIVE_SECONDS:
@@ -61,6 +67,6 @@ async def stream_events(request: Request, jobs: JobService, job_id: str, after: 
         await asyncio.sleep(0 if ended else POLL_SECONDS)
 
 
-def _format(row: JobEventRow) -> str:
-    view = event_view(row)
-    return f"id: {view['id']}\nevent: {row.type}\ndata: {json.dumps(view)}\n\n"
+def _format(row: JobEventRow, view: View) -> str:
+    shown = view(row)
+    return f"id: {shown['id']}\nevent: {row.type}\ndata: {json.dumps(shown)}\n\n"

@@ -93,7 +93,7 @@ def event_view(row: JobEventRow) -> dict[str, Any]:
 
 def event_number(event_id: str) -> int | None:
     """The number in an event's id, or None if it is none of ours."""
-    number = event_id.removeprefix("qevent-")
+    number = event_id.rpartition("-")[2]
     return int(number) if number.isdecimal() else None
 
 

@@ -15,11 +15,13 @@ from app.domain.quantization.calibration import CalibrationRecord
 class ArtifactFormat(StrEnum):
     SAFETENSORS = "safetensors"
     GGUF = "gguf"
+    ADAPTER = "adapter"  # low-rank matrices of peft, to be served beside the weights of their base
 
 
 class ArtifactKind(StrEnum):
     BASE = "base"  # an imported original
     QUANTIZED = "quantized"  # the result of a job
+    FINE_TUNED = "fine-tuned"  # the result of a training job
 
 
 class Gate(StrEnum):

@@ -15,6 +15,7 @@ class SourceKind(StrEnum):
     DEMO = "demo"  # comes with a Python package
     HUB = "hub"  # org/name, or org/name@revision
     FILE = "file"  # an uploaded file's id
+    FINE_TUNED = "fine-tuned"  # the result of a training job
     FOLDER = "folder"  # a checkpoint, or a GGUF file, on a disk that the workers see
 
 
@@ -25,6 +26,8 @@ DEMO_MODELS: Final[dict[str, str]] = {
 
 MAX_LENGTH: Final = 1024
 DEMO_PREFIX: Final = "demo/"
+# As OpenAI names them: ft:base:organization:suffix:id.
+FINE_TUNED_PREFIX: Final = "ft:"
 PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 HUB_ID: Final = re.compile(rf"(?P<repo>{PART}/{PART})(?:@(?P<revision>.*))?", re.DOTALL)
 REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,254}")
@@ -54,6 +57,8 @@ def parse_model_name(text: str) -> ModelName:
     _require_printable(text)
     if text.startswith(DEMO_PREFIX):
         return _parse_demo(text)
+    if text.startswith(FINE_TUNED_PREFIX):
+        return ModelName(SourceKind.FINE_TUNED, text)
     if FILE_ID.fullmatch(text):
         return ModelName(SourceKind.FILE, text)
     match = HUB_ID.fullmatch(text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.domain.artifacts import ArtifactKind
+from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.domain.errors import ModelNotFound
 from app.persistence.tables import ArtifactRow
 
@@ -48,6 +48,11 @@ class ArtifactRepository:
     def has_path(self, path: str) -> bool:
         """Whether any artifact's files lie there: originals of the same content share a folder."""
         return self.session.scalar(select(ArtifactRow.id).where(ArtifactRow.path == path).limit(1)) is not None
+
+    def adapters_of(self, name: str) -> Sequence[ArtifactRow]:
+        """The adapters that are served on this model."""
+        on = or_(ArtifactRow.source == name, ArtifactRow.method["base"].as_string() == name)
+        return list(self.session.scalars(select(ArtifactRow).where(ArtifactRow.format == ArtifactFormat.ADAPTER, on)))
 
     def ids(self) -> set[str]:
         return set(self.session.scalars(select(ArtifactRow.id)))

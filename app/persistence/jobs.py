@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Text, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.errors import IllegalTransition, JobNotFound
-from app.domain.jobs import FINAL_STATES, JobKind, JobState, sources_of
+from app.domain.jobs import FINAL_STATES, STILL_RUNNING, JobKind, JobState, sources_of
 from app.persistence.tables import JobEventRow, JobRow
 
-ACTIVE = (JobState.RUNNING, JobState.CANCELLING)
+ACTIVE = tuple(sorted(STILL_RUNNING))
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 # As many of a model's evaluations as are looked at.
 MOST_EVALUATIONS = 20
-LISTED_AT = {JobKind.QUANTIZATION: "/v1/quantization/jobs", JobKind.EVALUATION: "/v1/evaluations"}
+LISTED_AT = {
+    JobKind.QUANTIZATION: "/v1/quantization/jobs",
+    JobKind.EVALUATION: "/v1/evaluations",
+    JobKind.FINE_TUNING: "/v1/fine_tuning/jobs",
+}
 
 
 class JobRepository:
@@ -41,8 +47,9 @@ class JobRepository:
         return row
 
     def page(
-        self, *, kind: JobKind, limit: int, after: str | None, states: Sequence[JobState], model: str | None
-    ) -> tuple[list[JobRow], bool]:
+        self, *, kind: JobKind, limit: int, after: str | None, states: Sequence[JobState], model: str | None,
+        metadata: Mapping[str, str] = NO_METADATA,
+    ) -> tuple[list[JobRow], bool]:  # fmt: skip
         """Up to `limit` jobs, newest first, and whether more follow. Raises JobNotFound for `after`."""
         query = select(JobRow).where(JobRow.kind == kind)
         query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
@@ -50,6 +57,8 @@ class JobRepository:
             query = query.where(JobRow.state.in_(states))
         if model is not None:
             query = query.where(JobRow.model == model)
+        for key, value in metadata.items():
+            query = query.where(JobRow.user_metadata[key].as_string() == value)
         if after is not None:
             last = self.get(after, kind)
             same_time = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
@@ -136,6 +145,11 @@ class JobRepository:
             data = {"stage": stage, "fraction": fraction, "eta_seconds": eta_seconds, **metrics}
             self.add_event(job_id, "progress", f"{stage}: {fraction:.0%}", data)
 
+    def record(self, job_id: str, *, attempt: int, type_: str, message: str, data: dict[str, Any]) -> None:
+        """Adds what a running attempt found on its way; a stale attempt's adds nothing."""
+        if self.state_for(job_id, attempt) in ACTIVE:
+            self.add_event(job_id, type_, message, data)
+
     def add_event(self, job_id: str, type_: str, message: str, data: dict[str, Any], *, level: str = "info") -> None:
         event = JobEventRow(job_id=job_id, created_at=time.time(), type=type_, level=level, message=message, data=data)
         self.session.add(event)
@@ -145,6 +159,17 @@ class JobRepository:
         """Events with a number above `after`, oldest first."""
         query = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.id > after)
         return list(self.session.scalars(query.order_by(JobEventRow.id).limit(limit)))
+
+    def newest_events(
+        self, job_id: str, *, before: int | None, limit: int, type_: str | None = None
+    ) -> list[JobEventRow]:
+        """Events with a number below `before`, newest first."""
+        query = select(JobEventRow).where(JobEventRow.job_id == job_id)
+        if before is not None:
+            query = query.where(JobEventRow.id < before)
+        if type_ is not None:
+            query = query.where(JobEventRow.type == type_)
+        return list(self.session.scalars(query.order_by(JobEventRow.id.desc()).limit(limit)))
 
     def expired(self, now: float) -> list[JobRow]:
         """Active jobs whose lease has run out."""
@@ -158,9 +183,9 @@ class JobRepository:
     def unclaimed(self, queues: Sequence[str], methods: Sequence[str], *, dispatched_before: float) -> JobRow | None:
         """The oldest queued job whose message, if any was sent, nobody has answered.
 
-        One that quantizes must do so with one of these methods; every worker can do the other kinds.
+        One that quantizes or trains must do so in one of these ways; every worker can evaluate.
         """
-        able = or_(JobRow.kind != JobKind.QUANTIZATION, JobRow.method["type"].as_string().in_(methods))
+        able = or_(JobRow.kind == JobKind.EVALUATION, JobRow.method["type"].as_string().in_(methods))
         silent = or_(JobRow.dispatched_at.is_(None), JobRow.dispatched_at < dispatched_before)
         query = select(JobRow).where(JobRow.state == JobState.QUEUED, JobRow.queue.in_(queues), able, silent)
         return self.session.scalar(query.order_by(JobRow.created_at).limit(1))

@@ -70,7 +70,7 @@ class JobEventRow(Base):
     id: Mapped[int] = mapped_column(AutoId, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     created_at: Mapped[float] = mapped_column(Float(53))
-    type: Mapped[str] = mapped_column(String(16))  # state | progress | message
+    type: Mapped[str] = mapped_column(String(16))  # state | progress | message | metrics | checkpoint
     level: Mapped[str] = mapped_column(String(8))  # info | warn | error
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any]] = mapped_column(JSON)

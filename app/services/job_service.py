@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from app.domain.errors import IllegalTransition, InvalidParameter
 from app.domain.files import FilePurpose, require_purpose, uploads_in
-from app.domain.jobs import FINAL_STATES, JobKind, JobState
+from app.domain.jobs import FINAL_STATES, STILL_RUNNING, JobKind, JobState
 from app.domain.model_names import ModelName, SourceKind
+from app.persistence.artifacts import ArtifactRepository
 from app.persistence.files import FileRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import JobEventRow, JobRow
@@ -17,11 +18,12 @@ from app.persistence.unit_of_work import Database
 from app.queue.dispatcher import Dispatcher
 from app.services.workers import WorkerService
 from app.settings import Settings
-from app.storage.sources import imported_folder, locate_local
+from app.storage.sources import imported_folder, locate_local, trained_folder
 
 STATES_OF_STATUS = {
     "queued": [JobState.QUEUED],
-    "running": [JobState.RUNNING, JobState.CANCELLING],
+    "running": sorted(STILL_RUNNING),
+    "paused": [JobState.PAUSED],
     "succeeded": [JobState.SUCCEEDED],
     "failed": [JobState.FAILED],
     "cancelled": [JobState.CANCELLED],
@@ -52,6 +54,8 @@ class JobService:
 
     def locate(self, name: ModelName) -> Path | None:
         """Where a source lies on this machine's disk; None where a worker has to fetch it."""
+        if name.kind is SourceKind.FINE_TUNED:
+            return self._locate_trained(name.name)
         if name.kind is not SourceKind.FILE:
             return locate_local(name, self.settings)
         with self.database.reading() as session:
@@ -59,6 +63,11 @@ class JobService:
         require_purpose(file.id, file.purpose, FilePurpose.MODEL, param="model")
         folder = imported_folder(file.sha256, self.settings)
         return folder if folder.is_dir() else None
+
+    def _locate_trained(self, name: str) -> Path | None:
+        with self.database.reading() as session:
+            row = ArtifactRepository(session).get(name)
+        return trained_folder(row, self.settings)
 
     def get(self, job_id: str) -> JobRow:
         with self.database.reading() as session:
@@ -97,9 +106,8 @@ class JobService:
 
 
 def _cancel_once(jobs: JobRepository, job_id: str, state: JobState) -> None:
-    if state is JobState.QUEUED:
-        queued = frozenset({JobState.QUEUED})
-        jobs.transition(job_id, JobState.CANCELLED, message="The job was cancelled.", sources=queued)
-    elif state is JobState.RUNNING:
+    if state in (JobState.QUEUED, JobState.PAUSED):
+        jobs.transition(job_id, JobState.CANCELLED, message="The job was cancelled.", sources=frozenset({state}))
+    elif state in (JobState.RUNNING, JobState.PAUSING):
         message = "Cancellation was requested."
         jobs.transition(job_id, JobState.CANCELLING, message=message, values={"stage": "cancelling"})

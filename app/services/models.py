@@ -44,11 +44,16 @@ class ModelService:
             busy = JobRepository(session).active_on_model(name)
             if busy:
                 raise ModelInUse(f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model")
+            adapters = ArtifactRepository(session).adapters_of(name)
+            if adapters:
+                raise ModelInUse(
+                    f"the adapter {adapters[0].name!r} is served on {name!r}; delete it first", param="model"
+                )
             ArtifactRepository(session).delete(row.id)
             DeploymentRepository(session).delete(name)
             shared = ArtifactRepository(session).has_path(row.path)
         folder = artifacts.locate(row, self.settings)
-        ours = row.kind == ArtifactKind.QUANTIZED or folder.is_relative_to(self.settings.sources_folder)
+        ours = row.kind != ArtifactKind.BASE or folder.is_relative_to(self.settings.sources_folder)
         if ours and not shared:
             artifacts.remove(folder)
         return row

@@ -42,18 +42,26 @@ class WorkerService:
 
         Raises NoWorkerAvailable, or MethodUnavailable with what is missing on the workers there are.
         """
+        devices = [device for device in (Device.GPU, Device.CPU) if device in spec.devices]
+        return self._queue_of_able(spec.name, devices, param="method.type")
+
+    def _queue_of_able(self, name: str, devices: Sequence[Device], *, param: str) -> str:
         workers = self.recent()
-        queues = [device.value for device in (Device.GPU, Device.CPU) if device in spec.devices]
+        queues = [device.value for device in devices]
         fitting = [worker for worker in workers if set(queues) & set(worker.queues)]
         if not fitting:
             raise NoWorkerAvailable(
                 f"no worker takes jobs from queue {' or '.join(queues)}; start one with `bitmill worker`"
             )
-        able = [worker for worker in fitting if worker.methods.get(spec.name, "") is None]
+        able = [worker for worker in fitting if worker.methods.get(name, "") is None]
         if not able:
-            reason = fitting[0].methods.get(spec.name) or "the worker's version does not know it"
-            raise MethodUnavailable(f"method {spec.name!r} cannot run on any worker: {reason}", param="method.type")
+            reason = fitting[0].methods.get(name) or "the worker's version does not know it"
+            raise MethodUnavailable(f"{name!r} cannot run on any worker: {reason}", param=param)
         return next(queue for queue in queues if any(queue in worker.queues for worker in able))
+
+    def training_queue(self, adapter: str) -> str:
+        """The queue for a training job: gpu where a worker has one. Raises NoWorkerAvailable or MethodUnavailable."""
+        return self._queue_of_able(adapter, [Device.GPU, Device.CPU], param="bitmill.adapter")
 
     def any_queue(self) -> str:
         """The queue for what every worker can do: gpu where one has it. Raises NoWorkerAvailable."""

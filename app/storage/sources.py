@@ -5,12 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import PathOutsideRoots, SourceNotFound
 from app.domain.model_names import ModelName, SourceKind
 from app.settings import Settings
+from app.storage import artifacts
 from app.storage.checkpoints import CONFIG
+
+
+class Trained(artifacts.Stored, Protocol):
+    """What is to be known of a fine-tuned model's row."""
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def manifest_sha256(self) -> str: ...
+
 
 GGUF_SUFFIX: Final = ".gguf"
 # To be raised whenever the importers make something else of the same file: it is imported again then.
@@ -20,8 +33,8 @@ IMPORT_VERSION: Final = 2
 def locate_local(name: ModelName, settings: Settings) -> Path | None:
     """The checkpoint's folder, or the GGUF file, of a model on this disk; None when a worker has to fetch it.
 
-    What was uploaded is always a worker's to unpack. Raises SourceNotFound for a folder that is not there, and
-    PathOutsideRoots.
+    What was uploaded or trained is always a worker's to unpack. Raises SourceNotFound for a folder that is not there,
+    and PathOutsideRoots.
     """
     return LOCATORS[name.kind](name, settings)
 
@@ -75,6 +88,19 @@ def imported_folder(sha256: str, settings: Settings) -> Path:
     return settings.sources_folder / "files" / f"{sha256}-v{IMPORT_VERSION}"
 
 
+def merged_folder(sha256: str, settings: Settings) -> Path:
+    """Where a trained adapter, given by its manifest's hash, lies merged into its base."""
+    return settings.sources_folder / "merged" / sha256
+
+
+def trained_folder(row: Trained, settings: Settings) -> Path | None:
+    """Where the whole weights of a fine-tuned model lie; None for an adapter that nobody has merged yet."""
+    if row.format != ArtifactFormat.ADAPTER:
+        return artifacts.locate(row, settings)
+    folder = merged_folder(row.manifest_sha256, settings)
+    return folder if folder.is_dir() else None
+
+
 def _real(path: Path) -> Path:
     # os.path, because Path.resolve raises on a loop of links, where realpath stops.
     return Path(os.path.realpath(path))
@@ -110,5 +136,6 @@ LOCATORS: Final[dict[SourceKind, Callable[[ModelName, Settings], Path | None]]] 
     SourceKind.DEMO: _locate_demo,
     SourceKind.HUB: _locate_hub,
     SourceKind.FILE: lambda name, settings: None,
+    SourceKind.FINE_TUNED: lambda name, settings: None,
     SourceKind.FOLDER: _locate_folder,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
@@ -18,7 +19,7 @@ from app.domain.serving import FOREVER, DeploymentOptions
 from app.settings import Settings
 from workers.serving.admission import Admission
 from workers.serving.engines.base import Engine, EngineOptions, RemoteAddress
-from workers.serving.process import Running, RunningEngine, log_name, new_address
+from workers.serving.process import Running, RunningEngine, log_name, new_address, tell
 from workers.serving.remote import RemoteConnection
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,20 @@ class DeploymentState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ServedAdapter:
+    """Low-rank matrices in a folder of peft's, under the name that clients give."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """What the pool has to know of a model: its files, and how it is to be served.
 
     `method` is the quantization method that made it, None where nobody did. `draft` has the files of the draft
     model that its options name. A remote model has no files of its own. `evaluations` are the results of its
-    evaluations, newest first.
+    evaluations, newest first. With an `adapter` it is the base that the adapter is served on.
     """
 
     name: str
@@ -47,6 +56,12 @@ class ServedModel:
     options: DeploymentOptions = field(default_factory=DeploymentOptions)
     draft: Path | None = None
     evaluations: tuple[dict[str, Any], ...] = ()
+    adapter: ServedAdapter | None = None
+
+    @property
+    def public_name(self) -> str:
+        """What the client asked for."""
+        return self.adapter.name if self.adapter else self.name
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +85,7 @@ class Deployment:
     load_seconds: float | None = None
     loaded_at: float = 0.0
     running: Running | None = None
+    adapters: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     admission: Admission = field(init=False)
     loading: asyncio.Task[None] = field(init=False)
     watching: asyncio.Task[None] | None = field(default=None, init=False)
@@ -127,6 +143,39 @@ class Deployment:
         if self.running is None or not self.running.alive:
             raise EngineFailed(f"the engine of {self.name!r} ended; send the request again and it is restarted")
         return self.running
+
+    async def take(self, adapter: ServedAdapter) -> None:
+        """Waits until the adapter is loaded beside the model, once however many wait. Raises EngineFailed."""
+        if adapter.name not in self.adapters:
+            self.adapters[adapter.name] = asyncio.create_task(self._load_adapter(adapter))
+        loading = self.adapters[adapter.name]
+        try:
+            await asyncio.shield(loading)
+        except EngineFailed:
+            # The next request tries again.
+            if self.adapters.get(adapter.name) is loading:
+                del self.adapters[adapter.name]
+            raise
+
+    async def _load_adapter(self, adapter: ServedAdapter) -> None:
+        running = await self.ready()
+        path = self.engine.spec.adapters_path
+        if path is None:
+            raise EngineFailed(
+                f"{self.name!r} is loaded on the engine {self.engine.spec.name!r}, which takes no adapters; deploy "
+                f"it with engine 'transformers'"
+            )
+        await tell(running, "POST", path, {"name": adapter.name, "folder": str(adapter.folder)})
+        log.info("loaded %s beside %s", adapter.name, self.name)
+
+    async def drop(self, name: str) -> bool:
+        """Unloads an adapter. Requests in flight keep it. False: it was not loaded."""
+        loading = self.adapters.pop(name, None)
+        if loading is None or self.running is None or not self.accepts:
+            return loading is not None
+        await asyncio.wait({loading})
+        await tell(self.running, "DELETE", f"{self.engine.spec.adapters_path}/{quote(name, safe='')}")
+        return True
 
     async def stop(self) -> None:
         """Kills the engine and waits until it is gone. Safe to call twice."""
@@ -197,6 +246,7 @@ class Deployment:
             "slots_in_use": min(self.admission.running, self.options.slots),
             "in_flight": self.in_flight,
             "requests": self.requests,
+            "adapters": sorted(self.adapters),
             "last_used_at": int(self.last_used),
             "load_seconds": self.load_seconds,
             "pid": self.running.pid if self.running else None,

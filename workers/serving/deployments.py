@@ -46,7 +46,8 @@ async def create_deployment(request: Request, wanted: CreateDeployment) -> JSONR
     model = await run_in_threadpool(models.with_options, wanted.model, options)
     pool: ModelPool = request.app.state.pool
     await run_in_threadpool(pool.planner, model)  # refuses what it cannot do before anything is kept
-    await run_in_threadpool(models.keep, wanted.model, options)
+    if model.adapter is None:
+        await run_in_threadpool(models.keep, wanted.model, options)
     loading = _load_in_background(request.app.state.tasks, pool, model)
     if wanted.wait:
         # Whoever asked may leave; the model is loaded all the same.
@@ -120,7 +121,9 @@ def _load_in_background(tasks: set[asyncio.Task[None]], pool: ModelPool, model: 
 
 
 async def _view(request: Request, name: str) -> dict[str, Any]:
-    found = [view for view in (await list_deployments(request))["data"] if view["model"] == name]
+    """An adapter has its base's view."""
+    views = (await list_deployments(request))["data"]
+    found = [view for view in views if view["model"] == name or name in view["adapters"]]
     if not found:
         raise _not_found(name)
     view: dict[str, Any] = found[0]
@@ -143,6 +146,7 @@ def _unloaded(pool: ModelPool, name: str, options: DeploymentOptions) -> dict[st
         "slots_in_use": 0,
         "in_flight": 0,
         "requests": 0,
+        "adapters": [],
         "last_used_at": None,
         "load_seconds": None,
         "pid": None,

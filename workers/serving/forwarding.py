@@ -80,7 +80,7 @@ class Forwarder:
         try:
             return await self._forward(model, path, body)
         except BitmillError as error:
-            self.pool.metrics.refused(model.name, error.code)
+            self.pool.metrics.refused(model.public_name, error.code)
             raise
 
     async def _forward(self, model: ServedModel, path: str, body: dict[str, Any]) -> Response:
@@ -92,14 +92,14 @@ class Forwarder:
             observation = self._observe(model, streamed=call.streams, started=came)
             stack.push(observation.left)
             deadline = Deadline(self.settings)
-            upstream = await self._ask(running, call, model.name, deadline)
+            upstream = await self._ask(running, call, model, deadline)
             stack.push_async_callback(upstream.aclose)
             if upstream.status_code >= 400 or not _is_stream(upstream):
-                return await self._whole(upstream, model.name, observation, deadline)
+                return await self._whole(upstream, model.public_name, observation, deadline)
             stack.callback(observation.end)
-            chunks = await _begun(upstream.aiter_raw(), deadline, model.name)
+            chunks = await _begun(upstream.aiter_raw(), deadline, model.public_name)
             hidden = not _asks_for_usage(body)
-            events = _until(deadline, public_events(chunks, model.name, observation, hide_usage=hidden))
+            events = _until(deadline, public_events(chunks, model.public_name, observation, hide_usage=hidden))
             # The lease and the connection now belong to the answer, which returns them when it ends.
             owned = stack.pop_all()
             return RelayResponse(
@@ -112,26 +112,26 @@ class Forwarder:
 
     def _observe(self, model: ServedModel, *, streamed: bool, started: float) -> Observation:
         engine = self.pool.engine_of(model.name)
-        return Observation(self.pool.metrics, model.name, engine, streamed=streamed, started=started)
+        return Observation(self.pool.metrics, model.public_name, engine, streamed=streamed, started=started)
 
-    async def _ask(self, running: Running, call: Call, public_name: str, deadline: Deadline) -> httpx.Response:
+    async def _ask(self, running: Running, call: Call, model: ServedModel, deadline: Deadline) -> httpx.Response:
         """The answer as it begins, in OpenAI's shape whatever the engine's own is."""
-        engine = self.pool.spec_of(public_name)
+        engine = self.pool.spec_of(model.name)
         engine.contract.check(call.request, engine=engine.name)
-        upstream = Upstream(
-            running, partial(self._post, running, public_name), partial(self._get, running, public_name)
-        )
+        post, get = partial(self._post, running, model), partial(self._get, running, model.public_name)
+        upstream = Upstream(running, post, get)
         try:
             async with asyncio.timeout_at(deadline.first_token if call.streams else deadline.total):
                 return await load_dialect(engine.dialect).ask(upstream, call)
         except TimeoutError as error:
             raise (deadline.no_first_token() if call.streams else deadline.not_whole()) from error
         except httpx.TransportError as error:  # a dialect was reading when the engine broke off
-            raise _broken(public_name, error) from error
+            raise _broken(model.public_name, error) from error
 
-    async def _post(self, running: Running, public_name: str, path: str, body: dict[str, Any]) -> httpx.Response:
-        content = json.dumps(_upstream_body(body, running.upstream_model)).encode()
-        return await self._send(running, public_name, "POST", path, content)
+    async def _post(self, running: Running, model: ServedModel, path: str, body: dict[str, Any]) -> httpx.Response:
+        upstream_model = model.adapter.name if model.adapter else running.upstream_model
+        content = json.dumps(_upstream_body(body, upstream_model)).encode()
+        return await self._send(running, model.public_name, "POST", path, content)
 
     async def _get(self, running: Running, public_name: str, path: str) -> dict[str, Any]:
         answer = await self._send(running, public_name, "GET", path, None)

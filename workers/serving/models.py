@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.artifacts import locate
-from workers.serving.deployment import ServedModel
+from workers.serving.deployment import ServedAdapter, ServedModel
 
 NOWHERE = Path()
 
@@ -29,12 +30,33 @@ class ModelDirectory:
 
     def find(self, name: str) -> ServedModel:
         """Raises ModelNotFound."""
+        adapter = self._adapter(name)
+        if adapter is not None:
+            base = self._base_of(adapter)
+            return replace(self.find(base), adapter=ServedAdapter(name, locate(adapter, self.settings)))
         with self.database.reading() as session:
             row = DeploymentRepository(session).find(name)
         return self.with_options(name, DeploymentOptions(**row.options) if row else DeploymentOptions())
 
+    def _adapter(self, name: str) -> ArtifactRow | None:
+        with self.database.reading() as session:
+            row = ArtifactRepository(session).find(name)
+        return row if row is not None and row.format == ArtifactFormat.ADAPTER else None
+
+    def _base_of(self, adapter: ArtifactRow) -> str:
+        base = (adapter.method or {}).get("base") or adapter.source
+        assert base is not None  # noqa: S101 -- every adapter was trained on something
+        return base
+
     def with_options(self, name: str, options: DeploymentOptions) -> ServedModel:
         """Raises ModelNotFound, or InvalidParameter where the draft model is of another format."""
+        if self._adapter(name) is not None:
+            if options.model_dump(exclude_defaults=True):
+                raise InvalidParameter(
+                    f"{name!r} is an adapter, served on {self.find(name).name!r}; give the options to that",
+                    param="model",
+                )
+            return self.find(name)
         if options.remote is not None:
             return ServedModel(name, NOWHERE, ArtifactFormat.SAFETENSORS, options=options)
         row = self._artifact(name)

@@ -84,6 +84,8 @@ class ModelPool:
         """
         async with self._held(model) as deployment:
             running = await deployment.ready()
+            if model.adapter is not None:
+                await deployment.take(model.adapter)
             async with deployment.admission.slot():
                 deployment.requests += 1
                 own = deployment.own_keep_alive_seconds
@@ -105,6 +107,8 @@ class ModelPool:
             async with self._held(model) as deployment:
                 deployment.keep(model.options)
                 await deployment.ready()
+                if model.adapter is not None:
+                    await deployment.take(model.adapter)
         finally:
             if self._coming.get(model.name) is model:
                 del self._coming[model.name]
@@ -112,8 +116,12 @@ class ModelPool:
     async def unload(self, name: str) -> int | None:
         """Lets requests in flight finish, within the queue's timeout, then frees the model.
 
-        Returns the bytes of memory that its processes had, 0 where that is not known; None: it is not loaded.
+        An adapter alone is taken off its base. Returns the bytes of memory that its processes had, 0 where that is not
+        known; None: it is not loaded.
         """
+        for each in self.deployments:
+            if name in each.adapters:
+                return 0 if await each.drop(name) else None
         self._failures.pop(name, None)
         deployment = self._deployments.get(name)
         if deployment is None:

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import psutil
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 LOOPBACK = "127.0.0.1"
 LOG_TAIL_LINES = 20
+# Reading an adapter takes seconds from a slow disk.
+TOLD_SECONDS = 120.0
 
 
 def new_address() -> Address:
@@ -170,6 +172,17 @@ class RunningEngine:
             return sum(psutil.Process(pid).memory_info().rss for pid in self.pids()) or None
         except psutil.Error:
             return None
+
+
+async def tell(running: Running, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+    """Says something to an engine that is no client's request. Raises EngineFailed."""
+    try:
+        async with httpx.AsyncClient(timeout=TOLD_SECONDS, trust_env=False) as client:
+            answer = await client.request(method, running.url(path), json=body, headers=running.headers)
+    except httpx.TransportError as error:
+        raise EngineFailed(f"the engine did not take {method} {path}: {error!r}") from error
+    if answer.is_error:
+        raise EngineFailed(f"the engine refused {method} {path}: {answer.text[:500]}")
 
 
 def log_name(model: str) -> str:

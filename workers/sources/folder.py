@@ -21,6 +21,6 @@ def canonical_name(path: Path, settings: Settings) -> str:
 
 def _means(name: str, path: Path, settings: Settings) -> bool:
     """Whether a client that gives `name` gets `path`, and not a demo model, an upload or another root's folder."""
-    if name.startswith("demo/") or parse_model_name(name).kind is SourceKind.FILE:
+    if name.startswith("demo/") or parse_model_name(name).kind in (SourceKind.FILE, SourceKind.FINE_TUNED):
         return False
     return resolve_path(name, settings.roots) == path

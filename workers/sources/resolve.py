@@ -16,6 +16,7 @@ from workers.sources.folder import canonical_name
 from workers.sources.gguf_import import import_gguf
 from workers.sources.hub import import_from_hub
 from workers.sources.importing import Report
+from workers.sources.trained import import_trained
 from workers.sources.upload import import_upload
 
 
@@ -34,6 +35,7 @@ IMPORTERS: Final[dict[SourceKind, Callable[[ModelName, Settings, Report], Path]]
     SourceKind.DEMO: import_demo,
     SourceKind.HUB: import_from_hub,
     SourceKind.FILE: import_upload,
+    SourceKind.FINE_TUNED: import_trained,
 }
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,9 +15,10 @@ from fastapi.responses import JSONResponse, Response
 
 from app.domain.errors import BitmillError, InvalidParameter
 from app.streaming import ClientGone, RelayResponse, unless_disconnected
+from workers.serving.batching.adapters import Adapters, LowRank
 from workers.serving.batching.answers import Answer, ChatAnswer, TextAnswer, Usage, WholeChoice
 from workers.serving.batching.generator import BatchedGenerator, Piece
-from workers.serving.batching.http import health, on_bitmill_error, read_body
+from workers.serving.batching.http import health, on_bitmill_error, read_body, require_key
 from workers.serving.batching.prompts import (
     Job,
     chat_prompts,
@@ -43,6 +45,8 @@ def create_application(generator: BatchedGenerator, *, public_name: str, api_key
     app.add_exception_handler(BitmillError, on_bitmill_error)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/cache_usage", cache_usage, methods=["GET"])
+    app.add_api_route("/adapters", load_adapter, methods=["POST"], response_model=None)
+    app.add_api_route("/adapters/{name:path}", unload_adapter, methods=["DELETE"], response_model=None)
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", completions, methods=["POST"], response_model=None)
     app.add_api_route("/v1/embeddings", refuse_embeddings, methods=["POST"], response_model=None)
@@ -62,11 +66,35 @@ async def cache_usage(request: Request) -> float:
     return generator.cache_usage()
 
 
+async def load_adapter(request: Request) -> JSONResponse:
+    """Body: the adapter's `name` and the `folder` with its files. Requests for a model of that name use it then."""
+    body = await read_body(request)
+    adapters = request.app.state.generator.adapters
+    await asyncio.to_thread(adapters.load, body["name"], Path(body["folder"]))
+    return JSONResponse({"loaded": sorted(adapters.loaded)})
+
+
+async def unload_adapter(request: Request, name: str) -> JSONResponse:
+    require_key(request)
+    adapters = request.app.state.generator.adapters
+    adapters.unload(name)
+    return JSONResponse({"loaded": sorted(adapters.loaded)})
+
+
+def _adapter(request: Request, model: str) -> LowRank | None:
+    """What a request for this model is answered with beside the weights. Raises ModelNotFound."""
+    if model == request.app.state.public_name:
+        return None
+    adapters: Adapters = request.app.state.generator.adapters
+    return adapters.get(model)
+
+
 async def chat_completions(request: Request) -> Response:
     parsed = parse_request(ChatCompletionRequest, await read_body(request))
     generator: BatchedGenerator = request.app.state.generator
+    adapter = _adapter(request, parsed.model)
     prompts = await asyncio.to_thread(chat_prompts, generator, parsed)
-    todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="messages")
+    todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="messages", adapter=adapter)
     answer = ChatAnswer(request.app.state.public_name, generator, top_logprobs=wanted_logprobs(parsed))
     return await _answer(request, parsed, answer, todo, Usage(sum(map(len, prompts))))
 
@@ -74,9 +102,10 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     parsed = parse_request(CompletionRequest, await read_body(request))
     generator: BatchedGenerator = request.app.state.generator
+    adapter = _adapter(request, parsed.model)
     prompts = await asyncio.to_thread(text_prompts, generator, parsed)
-    todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="prompt")
-    echoes = await asyncio.to_thread(prompt_echoes, generator, parsed, prompts) if parsed.echo else None
+    todo = await asyncio.to_thread(jobs, generator, prompts, parsed, param="prompt", adapter=adapter)
+    echoes = await asyncio.to_thread(prompt_echoes, generator, parsed, prompts, adapter) if parsed.echo else None
     answer = TextAnswer(request.app.state.public_name, generator, top_logprobs=wanted_logprobs(parsed), echoes=echoes)
     return await _answer(request, parsed, answer, todo, Usage(sum(map(len, prompts))))
 
@@ -114,7 +143,12 @@ async def _start(generator: BatchedGenerator, job: Job) -> AsyncGenerator[Piece,
         yield Piece(text="", tokens=0, finish_reason="length")
         return
     pieces = generator.generate(
-        job.prompt, job.settings, max_tokens=job.max_tokens, stops=job.stops, constraint=job.constraint
+        job.prompt,
+        job.settings,
+        max_tokens=job.max_tokens,
+        stops=job.stops,
+        constraint=job.constraint,
+        adapter=job.adapter,
     )
     async with aclosing(pieces):
         async for piece in pieces:

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,11 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedTokenizerFast,
 )
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessorList,
-)
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from app.domain.errors import EngineFailed
 from workers.loading import load_causal_lm
+from workers.serving.batching.adapters import AdapterAwareProcessors, Adapters, LowRank, request_name
 from workers.serving.batching.constraints import Constraint, Grammars
 from workers.serving.batching.sampling import (
     PerRequestSampler,
@@ -118,6 +115,7 @@ class BatchedGenerator:
         self._hidden = frozenset(token for text, token in self.special_tokens.items() if text not in written)
         self.sampling_defaults = sampling_defaults(self.model.generation_config)
         self.sampler = PerRequestSampler()
+        self.adapters = Adapters(self.model)
         self.manager = self._manager(cache_tokens, slots)
 
     def _grammars(self) -> Grammars | None:
@@ -141,7 +139,7 @@ class BatchedGenerator:
             auto_switch_to_flash=False,
         )
         manager = self.model.init_continuous_batching(generation_config=generation, continuous_batching_config=batching)
-        processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([self.sampler]))
+        processors = AdapterAwareProcessors(LogitsProcessorList([self.sampler]), self.adapters)
         processors.tensors_required = 1
         manager.logit_processor = processors
         return manager
@@ -166,6 +164,8 @@ class BatchedGenerator:
         settings = SamplingSettings(temperature=0)
         async for _ in self.generate([next(iter(self.ends), 0)], settings, max_tokens=2, stops=()):
             continue
+        # There is a cache only now, and no adapter yet.
+        self.adapters.isolate(self.manager.batch_processor.cache)
 
     def decode(self, tokens: Sequence[int]) -> str:
         shown = [token for token in tokens if token not in self._hidden]
@@ -185,12 +185,16 @@ class BatchedGenerator:
         return self.grammars.tokens.decode_bytes([token])
 
     @torch.inference_mode()
-    def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
+    def prompt_logprobs(self, prompt: Sequence[int], top: int, adapter: LowRank | None = None) -> list[TokenLogprob]:
         """What the model says of each token of a prompt, given those before it; of the first it says nothing.
 
         Passes of their own, beside the batch: weights are only read. Scores over the vocabulary take too much memory
         for more than a part of a prompt at a time.
         """
+        with self.adapters.alone(adapter):
+            return self._prompt_logprobs(prompt, top)
+
+    def _prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
         told = [TokenLogprob(prompt[0], None, ())]
         past = DynamicCache(config=self.model.config)
         for start in range(0, len(prompt), SCORED_TOKENS):
@@ -208,11 +212,14 @@ class BatchedGenerator:
         max_tokens: int,
         stops: Sequence[str],
         constraint: Constraint | None = None,
+        adapter: LowRank | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come. Leaving early cancels the request. Raises EngineFailed."""
-        request_id = uuid.uuid4().hex
+        request_id = request_name(adapter)
         outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
         self.sampler.states[request_id] = state = SamplingState(settings, prompt=prompt, constraint=constraint)
+        if adapter is not None:
+            self.adapters.requests[request_id] = adapter
         self.manager.register_result_handler(request_id, outputs.put_nowait)
         choice = Choice(TextStream(self.decode, stops), state, self.ends)
         try:
@@ -233,6 +240,7 @@ class BatchedGenerator:
         # Cancelling a request that has ended does nothing.
         self.manager.cancel_request(request_id)
         self.sampler.states.pop(request_id, None)
+        self.adapters.requests.pop(request_id, None)
         self.manager.output_router.result_handlers.pop(request_id, None)
 
 

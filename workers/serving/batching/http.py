@@ -17,11 +17,16 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def read_body(request: Request) -> Any:
-    """Raises AuthenticationFailed for whoever does not have the engine's key, InvalidRequest for no JSON."""
+def require_key(request: Request) -> None:
+    """Raises AuthenticationFailed."""
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not secrets.compare_digest(given.encode(), request.app.state.api_key.encode()):
         raise AuthenticationFailed("this engine answers its serving host only")
+
+
+async def read_body(request: Request) -> Any:
+    """Raises AuthenticationFailed for whoever does not have the engine's key, InvalidRequest for no JSON."""
+    require_key(request)
     try:
         return json.loads(await request.body())
     except ValueError as error:

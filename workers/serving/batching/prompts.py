@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from app.domain.errors import ContextLengthExceeded, InvalidParameter, UnsupportedField
+from workers.serving.batching.adapters import LowRank
 from workers.serving.batching.constraints import Constraint
 from workers.serving.batching.generator import BatchedGenerator, Piece
 from workers.serving.batching.sampling import SamplingSettings
@@ -37,6 +38,7 @@ class Job:
     stops: list[str]
     constraint: Constraint | None = None
     reader: ToolCallReader | None = None
+    adapter: LowRank | None = None
 
 
 def chat_prompts(generator: BatchedGenerator, request: ChatCompletionRequest) -> list[list[int]]:
@@ -72,7 +74,10 @@ def text_prompts(generator: BatchedGenerator, request: CompletionRequest) -> lis
     return prompts
 
 
-def jobs(generator: BatchedGenerator, prompts: list[list[int]], request: GenerationFields, *, param: str) -> list[Job]:
+def jobs(
+    generator: BatchedGenerator, prompts: list[list[int]], request: GenerationFields, *, param: str,
+    adapter: LowRank | None = None,
+) -> list[Job]:  # fmt: skip
     """One for each choice of each prompt. Raises ContextLengthExceeded where a prompt fills the context."""
     check_logit_bias(request.logit_bias, generator.vocabulary_size)
     constraint, reader = _extras(generator, request)
@@ -87,7 +92,7 @@ def jobs(generator: BatchedGenerator, prompts: list[list[int]], request: Generat
             )
         limit = room if request.token_limit is None else min(room, request.token_limit)
         made += [
-            Job(prompt, sampling(generator, request, choice), limit, request.stops, constraint(), reader())
+            Job(prompt, sampling(generator, request, choice), limit, request.stops, constraint(), reader(), adapter)
             for choice in range(request.n)
         ]
     return made
@@ -119,13 +124,15 @@ def _nothing() -> None:
     return None
 
 
-def prompt_echoes(generator: BatchedGenerator, request: CompletionRequest, prompts: list[list[int]]) -> list[Piece]:
+def prompt_echoes(
+    generator: BatchedGenerator, request: CompletionRequest, prompts: list[list[int]], adapter: LowRank | None
+) -> list[Piece]:
     """What each choice begins with: its prompt's own text, and the log-probabilities of its tokens if wanted."""
     echoes = []
     top = wanted_logprobs(request)
     for given, prompt in zip(request.prompts, prompts, strict=True):
         text = given if isinstance(given, str) else generator.decode(prompt)
-        logprobs = () if top is None else tuple(generator.prompt_logprobs(prompt, top))
+        logprobs = () if top is None else tuple(generator.prompt_logprobs(prompt, top, adapter))
         echoes += [Piece(text=text, tokens=0, logprobs=logprobs)] * request.n
     return echoes
 

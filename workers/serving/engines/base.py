@@ -31,9 +31,9 @@ class EngineSpec:
     `name` is the registry's key; `requires` maps each top-level module to what installs it. `methods` names the
     quantization methods that it loads on a device: without an entry all of its formats. `options` are the
     deployment options that it takes beyond context length, slots and threads, `without` those of these three that it
-    does not take. `runtime_bytes` is what a process
-    of it takes beside weights and cache. `contract` says which requests it takes, and `dialect` is the key of what
-    makes good where its server differs from OpenAI's.
+    does not take. `runtime_bytes` is what a process of it takes beside weights and cache. `adapters_path` is where it
+    is told to load an adapter beside a running model, None where it takes none. `contract` says which requests it takes,
+    and `dialect` is the key of what makes good where its server differs from OpenAI's.
     """
 
     name: str
@@ -45,6 +45,7 @@ class EngineSpec:
     without: frozenset[str] = frozenset()
     runtime_bytes: int = 0
     contract: EngineContract = field(default_factory=EngineContract)
+    adapters_path: str | None = None
     dialect: str = "openai"
 
     def view(self) -> dict[str, Any]:

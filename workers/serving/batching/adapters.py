@@ -1,0 +1,177 @@
+"""Several low-rank adapters beside one model, each request with its own or none, in the same batch.
+
+W x becomes W x + (alpha / rank) B A x for the tokens of an adapter's requests (LoRA, arXiv:2106.09685). The layers
+themselves stay as they are, whatever holds their weights; the addition hangs on their outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessorList,
+)
+from transformers.generation.continuous_batching.requests import FutureRequestState
+
+from app.domain.errors import InvalidParameter, ModelNotFound
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+PREFIX: Final = "base_model.model."
+ADAPTED: Final = "adapted-"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
+# Layer name → A, shape [rank, inputs], and B with the scale in it, shape [outputs, rank].
+LowRank = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """An adapter as peft stores it. Raises InvalidParameter for what is more than two matrices per layer."""
+    config = json.loads((folder / CONFIG).read_text())
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
+        raise InvalidParameter(
+            f"the adapter is {config.get('peft_type')!r} with use_dora={config.get('use_dora')} and "
+            f"bias={config.get('bias')!r}; only plain LoRA can be served beside its base: merge it instead",
+            param="model",
+        )
+    tensors = load_file(folder / WEIGHTS)
+    layers = {name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)}
+    extra = tensors.keys() - {layer + part for layer in layers for part in (DOWN, UP)}
+    if extra:
+        raise InvalidParameter(f"the adapter holds {min(extra)!r}, which is no LoRA matrix; merge it", param="model")
+    return {
+        layer.removeprefix(PREFIX): (tensors[layer + DOWN], tensors[layer + UP] * _scale(config, layer))
+        for layer in layers
+    }
+
+
+def _scale(config: dict[str, Any], layer: str) -> float:
+    rank = _of_layer(config.get("rank_pattern"), layer, config["r"])
+    alpha = _of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"])
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_layer(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any:
+    return next((value for end, value in (pattern or {}).items() if layer.endswith(end)), default)
+
+
+def request_name(adapter: LowRank | None) -> str:
+    """A fresh id for a request."""
+    return uuid.uuid4().hex if adapter is None else ADAPTED + uuid.uuid4().hex
+
+
+def is_adapted(name: str) -> bool:
+    return name.startswith(ADAPTED)
+
+
+class Adapters:
+    """The adapters beside one model. `loaded` and `requests` are read by the thread that generates."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.loaded: dict[str, LowRank] = {}
+        # Request id → what it is generated with. A request keeps its adapter even when that is unloaded.
+        self.requests: dict[str, LowRank] = {}
+        self._hooked: set[str] = set()
+        # Which positions of the pass that this thread runs belong to which adapter.
+        self._pass = threading.local()
+
+    def load(self, name: str, folder: Path) -> None:
+        """Raises InvalidParameter for an adapter of another model."""
+        adapter = read_adapter(folder)
+        modules = dict(self.model.named_modules())
+        unknown = sorted(adapter.keys() - modules.keys())
+        if unknown:
+            raise InvalidParameter(
+                f"the adapter {name!r} has a layer {unknown[0]!r} that its base lacks", param="model"
+            )
+        device, dtype = next(self.model.parameters()).device, self._dtype()
+        self.loaded[name] = {
+            layer: (down.to(device, dtype), up.to(device, dtype)) for layer, (down, up) in adapter.items()
+        }
+        for layer in sorted(adapter.keys() - self._hooked):
+            modules[layer].register_forward_hook(self._hook(layer))
+            self._hooked.add(layer)
+
+    def _dtype(self) -> torch.dtype:
+        dtype = getattr(self.model, "dtype", torch.float32)
+        return dtype if dtype.is_floating_point else torch.float32
+
+    def unload(self, name: str) -> None:
+        self.loaded.pop(name, None)
+
+    def get(self, name: str) -> LowRank:
+        """Raises ModelNotFound."""
+        if name not in self.loaded:
+            raise ModelNotFound(f"no adapter {name!r} is loaded here; it has {sorted(self.loaded)}", param="model")
+        return self.loaded[name]
+
+    def plan(self, batch: Sequence[FutureRequestState]) -> None:
+        """Notes which positions of the pass that follows in this thread are whose: requests stand one after another."""
+        rows: dict[int, list[int]] = {}
+        used: dict[int, LowRank] = {}
+        start = 0
+        for entry in batch:
+            end = start + entry.query_length
+            adapter = self.requests.get(entry.state.request_id)
+            if adapter is not None:
+                used[id(adapter)] = adapter
+                rows.setdefault(id(adapter), []).extend(range(start, end))
+            start = end
+        device = next(self.model.parameters()).device
+        self._pass.parts = [(used[key], torch.tensor(index, device=device)) for key, index in rows.items()]
+
+    @contextmanager
+    def alone(self, adapter: LowRank | None) -> Iterator[None]:
+        """For passes of this thread that are all of one adapter, or of none."""
+        self._pass.parts = [] if adapter is None else [(adapter, slice(None))]
+        try:
+            yield
+        finally:
+            self._pass.parts = []
+
+    def _hook(self, layer: str) -> Any:
+        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            # [1, tokens, inputs] → [1, tokens, outputs]
+            for adapter, rows in getattr(self._pass, "parts", ()):
+                if layer in adapter:
+                    down, up = adapter[layer]
+                    change = inputs[0][:, rows].to(down.dtype) @ down.T @ up.T
+                    output[:, rows] += change.to(output.dtype)
+            return output
+
+        return add
+
+    def isolate(self, cache: Any) -> None:
+        """Keys and values of an adapter's requests are not the base's: their prefixes are not shared.
+
+        Its name tells such a request, not what is noted of it: the library may still have one that was cancelled.
+        """
+        search, count = cache.search_prefix_match, cache.count_new_complete_blocks
+        cache.search_prefix_match = lambda name, prompt: 0 if is_adapted(name) else search(name, prompt)
+        cache.count_new_complete_blocks = lambda state, length: (
+            {} if is_adapted(state.request_id) else count(state, length)
+        )
+
+
+class AdapterAwareProcessors(ContinuousBatchingLogitsProcessorList):
+    """The library tells its processors of each batch before the pass; the adapters hear it too."""
+
+    def __init__(self, processors: Any, adapters: Adapters) -> None:
+        super().__init__(processors)
+        self.adapters = adapters
+
+    def prepare_tensor_args(
+        self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
+    ) -> torch.Tensor:
+        self.adapters.plan(requests_in_batch)
+        return super().prepare_tensor_args(requests_in_batch, arg_storage)

@@ -1,0 +1,40 @@
+"""Models that training jobs made: whole ones as they are, adapters merged into their base."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from app.domain.model_names import ModelName
+from app.persistence.artifacts import ArtifactRepository
+from app.persistence.tables import ArtifactRow
+from app.persistence.unit_of_work import Database
+from app.settings import Settings
+from app.storage import artifacts
+from app.storage.sources import merged_folder, trained_folder
+from workers.sources.importing import Report, import_afresh
+
+
+def import_trained(name: ModelName, settings: Settings, report: Report) -> Path:
+    """The checkpoint of a fine-tuned model. An adapter is merged into its original's weights, once.
+
+    Raises ModelNotFound, and what resolving the original raises.
+    """
+    with closing(Database(settings.database)) as database, database.reading() as session:
+        row = ArtifactRepository(session).get(name.name)
+    whole = trained_folder(row, settings)
+    if whole is not None:
+        return whole
+    return import_afresh(
+        merged_folder(row.manifest_sha256, settings), lambda target: _merge(row, target, settings, report)
+    )
+
+
+def _merge(row: ArtifactRow, target: Path, settings: Settings, report: Report) -> None:
+    from workers.sources.resolve import resolve
+    from workers.training.merging import merge_adapter
+
+    assert row.source is not None  # noqa: S101 -- every result of a training has one
+    original = resolve(row.source, settings, lambda fraction, stage: report(fraction / 2, stage))
+    report(0.5, "merging the adapter into its base")
+    merge_adapter(original.checkpoint, artifacts.locate(row, settings), target)

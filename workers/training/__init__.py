@@ -1,0 +1,1 @@
+"""Training: adapters, whole models, and models that learn to be quantized."""

@@ -1,0 +1,40 @@
+"""One attempt at a fine-tuning job, as its supervisor sees it. Imports no ML library."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from app.domain.errors import IllegalTransition
+from workers.publisher import Trained
+
+if TYPE_CHECKING:
+    from workers.supervisor import Attempt, Supervisor
+
+
+def fine_tune(supervisor: Supervisor, attempt: Attempt) -> None:
+    """Trains in one process, measures the result in another, and publishes it.
+
+    Raises what the children raised, CancelRequested, PauseRequested or LeaseLost.
+    """
+    started = time.monotonic()
+    attempt.staging.mkdir(parents=True)
+    with supervisor.child(attempt, "train") as child:
+        source = supervisor.wait_for(child, attempt, "resolved")
+        supervisor.publisher.import_source(source)
+        child.send({"go": True})
+        made = supervisor.wait_for(child, attempt, "done")
+    with supervisor.child(attempt, "prove_training") as child:
+        child.send({"made": made})
+        proof = supervisor.wait_for(child, attempt, "done")
+    made["seconds"] = time.monotonic() - started
+    result = made["report"] | {"hyperparameters": made["hyperparameters"], "proof": proof["proof"]}
+    _publish(supervisor, attempt, Trained(source, made, proof["manifest_sha256"], result))
+
+
+def _publish(supervisor: Supervisor, attempt: Attempt, trained: Trained) -> None:
+    staged = attempt.staging / "artifact"
+    try:
+        supervisor.publisher.publish_trained(attempt.job, attempt.number, staged, trained)
+    except IllegalTransition as error:
+        raise supervisor.why_not(attempt) from error
