@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from app.domain.files import FILE_ID
 
@@ -44,6 +44,10 @@ class WeightGrid(BaseModel, extra="forbid", frozen=True):
     )
 
 
+# What the field `quantization` holds for each adapter that has one.
+QUANTIZATIONS: Final[dict[Adapter, type[BaseModel]]] = {Adapter.QLORA: BaseQuantization, Adapter.QAT: WeightGrid}
+
+
 class TrainingOptions(BaseModel, extra="forbid", frozen=True):
     """The `bitmill` object of a fine-tuning job: what OpenAI's request has no words for."""
 
@@ -74,10 +78,8 @@ class TrainingOptions(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingOptions:
-        if self.adapter is Adapter.QLORA:
-            self.base_quantization  # noqa: B018 -- raises what is wrong with it
-        elif self.adapter is Adapter.QAT:
-            self.grid  # noqa: B018 -- raises what is wrong with it
+        if self.adapter in QUANTIZATIONS:
+            _require_valid(QUANTIZATIONS[self.adapter], self.quantization)
         elif self.quantization:
             raise ValueError(f"quantization belongs to the adapters qlora and qat; {self.adapter} has none")
         if self.merge and not self.is_low_rank:
@@ -100,6 +102,16 @@ class TrainingOptions(BaseModel, extra="forbid", frozen=True):
     def scale(self) -> float:
         """The alpha that counts."""
         return self.alpha if self.alpha is not None else 2.0 * self.rank
+
+
+def _require_valid(model: type[BaseModel], given: dict[str, Any]) -> None:
+    """Raises ValueError, which names the field inside `quantization`."""
+    try:
+        model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, ("quantization", *first["loc"])))
+        raise ValueError(f"{field}: {first['msg']}, not {first['input']!r}") from error
 
 
 class Hyperparameters(BaseModel, extra="forbid", frozen=True):

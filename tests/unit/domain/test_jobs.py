@@ -15,13 +15,15 @@ def test_final_states_are_final() -> None:
 
 def test_every_state_but_the_first_can_be_reached() -> None:
     assert {state for state in JobState if not sources_of(state)} == set()
-    assert sources_of(JobState.QUEUED) == {JobState.RUNNING}
+    assert sources_of(JobState.QUEUED) == {JobState.RUNNING, JobState.PAUSED}
 
 
 def test_a_success_cannot_follow_a_wish_to_cancel() -> None:
     assert JobState.CANCELLING not in sources_of(JobState.SUCCEEDED)
 
 
-def test_clients_see_a_cancelling_job_as_running() -> None:
+def test_clients_see_a_cancelling_or_pausing_job_as_running() -> None:
     assert public_status(JobState.CANCELLING) == "running"
+    assert public_status(JobState.PAUSING) == "running"
+    assert public_status(JobState.PAUSED) == "paused"
     assert public_status(JobState.CANCELLED) == "cancelled"

@@ -32,8 +32,8 @@ class EngineSpec:
     quantization methods that it loads on a device: without an entry all of its formats. `options` are the
     deployment options that it takes beyond context length, slots and threads, `without` those of these three that it
     does not take. `runtime_bytes` is what a process of it takes beside weights and cache. `adapters_path` is where it
-    is told to load an adapter beside a running model, None where it takes none. `contract` says which requests it takes,
-    and `dialect` is the key of what makes good where its server differs from OpenAI's.
+    is told to load an adapter beside a running model, None where it takes none. `contract` says which requests it
+    takes, and `dialect` is the key of what makes good where its server differs from OpenAI's.
     """
 
     name: str
