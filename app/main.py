@@ -20,6 +20,7 @@ from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
+from app.services.exports import ExportService
 from app.services.files import FileService
 from app.services.fine_tuning import FineTuningService
 from app.services.models import ModelService
@@ -45,6 +46,7 @@ def create_app(
     app.state.database = database
     app.state.workers = workers
     app.state.files = FileService(database, settings)
+    app.state.exports = ExportService(database, settings)
     app.state.models = ModelService(database, settings)
     dispatcher = dispatcher or CeleryDispatcher(create_celery(settings))
     app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)

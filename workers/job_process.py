@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from app.domain.artifacts import Gate, artifact_key
+from app.domain.cards import CardFacts
 from app.domain.errors import (
     BitmillError,
     DiskFull,
@@ -28,6 +29,7 @@ from app.processes import die_with_parent
 from app.settings import Settings, get_settings
 from app.storage import artifacts
 from app.storage.checkpoints import Checkpoint, cached_sha256, inspect_checkpoint
+from workers.cards import report_facts, write_card
 from workers.child import Channel, Message
 from workers.evaluation.job import evaluate, time_serving
 from workers.job_run import Reporter, Run, hold_checkpoints, inputs_of, read_calibration_documents
@@ -91,7 +93,8 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
     """Loads the artifact back, has it generate, measures it against the original, and seals it."""
     from workers.evaluation.proof import prove_artifact
 
-    source = channel.receive()["source"]
+    given = channel.receive()
+    source, made = given["source"], given["made"]
     reporter = Reporter(channel, PROVE)
     spec, params = parse_method(task["method"])
     original = inspect_checkpoint(Path(source["path"]))
@@ -107,6 +110,12 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
         bits=spec.bits(params),
     )
     reporter.report(1.0, "sealing")
+    facts = CardFacts(
+        name=source["name"], source=source["name"], format=spec.output, method=task["method"],
+        versions=versions_of(spec.packages, spec.revision), quality=card.model_dump(mode="json"),
+        peak_memory_bytes=made["peak_memory_bytes"], **report_facts(made["report"]),
+    )  # fmt: skip
+    write_card(staged, facts)
     sha256 = artifacts.seal(staged)
     channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})
 

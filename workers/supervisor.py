@@ -148,7 +148,7 @@ class Supervisor:
             child.send({"go": True})
             made = self.wait_for(child, attempt, "done")
         with self.child(attempt, "prove") as child:
-            child.send({"source": source})
+            child.send({"source": source, "made": made})
             proof = self.wait_for(child, attempt, "done")
         made["seconds"] = time.monotonic() - started
         return self._publish(attempt, Result(source=source, made=made, proof=proof))

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from app.domain.errors import AuthenticationFailed
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
+from app.services.exports import ExportService
 from app.services.files import FileService
 from app.services.fine_tuning import FineTuningService
 from app.services.models import ModelService
@@ -43,6 +44,7 @@ async def require_api_key(request: Request) -> None:
 Estimates = Annotated[EstimateService, _from_state("estimates")]
 Evaluations = Annotated[EvaluationService, _from_state("evaluations")]
 FineTuning = Annotated[FineTuningService, _from_state("fine_tuning")]
+Exports = Annotated[ExportService, _from_state("exports")]
 Files = Annotated[FileService, _from_state("files")]
 Jobs = Annotated[QuantizationJobService, _from_state("jobs")]
 Models = Annotated[ModelService, _from_state("models")]

@@ -16,6 +16,7 @@ import app
 from app.cli import demo as demonstration
 from app.cli import launch, tables
 from app.cli.evaluations import evaluate, recommend
+from app.cli.exports import export, push
 from app.cli.files import files
 from app.cli.progress import follow_job
 from app.cli.serving import deployments, engines
@@ -179,6 +180,8 @@ def cancel_job(job_id: str) -> None:
 
 cli.add_command(evaluate)
 cli.add_command(recommend)
+cli.add_command(export)
+cli.add_command(push)
 cli.add_command(files)
 cli.add_command(deployments)
 cli.add_command(engines)

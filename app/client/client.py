@@ -13,6 +13,8 @@ import httpx
 
 Json = dict[str, Any]
 
+PIECE_BYTES = 1024**2
+
 
 class RequestFailed(Exception):
     """The server answered with an error object, kept in `error`."""
@@ -84,6 +86,24 @@ class BitmillClient:
 
     def model(self, name: str) -> Json:
         return self._request("GET", f"/v1/models/{quote(name, safe='')}")
+
+    def model_files(self, name: str) -> list[Json]:
+        """The files of a result, each with name, size and SHA-256."""
+        return self._list(f"/v1/models/{quote(name, safe='')}/files")
+
+    def download(self, model: str, file: str, *, start: int = 0) -> Iterator[bytes]:
+        """A file's content from byte `start` on, in pieces. Raises RequestFailed."""
+        path = f"/v1/models/{quote(model, safe='')}/files/{quote(file)}"
+        headers = {"range": f"bytes={start}-"} if start else {}
+        with self._http.stream("GET", path, headers=headers) as response:
+            if response.is_error:
+                response.read()
+            _raise_for_error(response)
+            # A card is short and comes whole, whatever was asked for.
+            skipped = 0 if response.status_code == httpx.codes.PARTIAL_CONTENT else start
+            for piece in response.iter_bytes(PIECE_BYTES):
+                yield piece[skipped:]
+                skipped = max(skipped - len(piece), 0)
 
     def delete_model(self, name: str) -> Json:
         return self._request("DELETE", f"/v1/models/{quote(name, safe='')}")

@@ -1,12 +1,14 @@
 """A stand-in for the Hugging Face hub: real HTTP on a loopback port, and a count of what was asked.
 
-It implements what huggingface_hub calls to look a model up and to download its files, and what datasets calls to stream
-a data set.
+It implements what huggingface_hub calls to look a model up, to download its files and to upload a model, and what
+datasets calls to stream a data set.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 import threading
 import time
@@ -36,6 +38,8 @@ class FakeHub:
     damaged: set[str] = field(default_factory=set)  # files whose first byte arrives changed
     failing: set[str] = field(default_factory=set)  # files whose download answers with status 500
     requests: list[str] = field(default_factory=list)
+    uploads: dict[str, dict[str, bytes]] = field(default_factory=dict)  # repository → file → content
+    objects: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, before they are committed
     address: str = ""
 
     def downloads(self) -> list[str]:
@@ -50,6 +54,7 @@ class FakeHub:
                 Route("/api/models/{org}/{name}/revision/{revision:path}", self._model),
                 Route(file, self._file, methods=["GET", "HEAD"]),
                 *self._dataset_routes(),
+                *self._upload_routes(),
             ]
         )
 
@@ -64,6 +69,75 @@ class FakeHub:
             Route(api + "/tree/{revision}/{path:path}", self._tree),
             Route(file, self._dataset_file, methods=["GET", "HEAD"]),
         ]
+
+    def _upload_routes(self) -> list[Route]:
+        return [
+            Route("/api/repos/create", self._create, methods=["POST"]),
+            Route("/api/validate-yaml", self._validate, methods=["POST"]),
+            Route("/api/models/{org}/{name}/preupload/{revision}", self._preupload, methods=["POST"]),
+            Route("/{org}/{name}.git/info/lfs/objects/batch", self._batch, methods=["POST"]),
+            Route("/objects/{sha256}", self._object, methods=["PUT"]),
+            Route("/api/models/{org}/{name}/commit/{revision}", self._commit, methods=["POST"]),
+        ]
+
+    def _repo(self, request: Request) -> str:
+        self.requests.append(f"{request.method} {request.url.path}")
+        return f"{request.path_params['org']}/{request.path_params['name']}"
+
+    async def _create(self, request: Request) -> Response:
+        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return _error(401, "")
+        body = await request.json()
+        repo = f"{body['organization']}/{body['name']}"
+        self.uploads.setdefault(repo, {})
+        return JSONResponse({"url": f"{self.address}/{repo}", "name": repo, "id": repo})
+
+    async def _validate(self, request: Request) -> Response:
+        """The real hub checks the card's metadata; here it has to be there."""
+        content = (await request.json())["content"]
+        known = content.startswith("---\n") and "library_name:" in content
+        return JSONResponse({"errors": [] if known else [{"message": "no metadata"}], "warnings": []})
+
+    async def _preupload(self, request: Request) -> Response:
+        self._repo(request)
+        files = (await request.json())["files"]
+        large = (".safetensors", ".gguf")
+        answer = [
+            {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(large) else "regular", "oid": None,
+             "shouldIgnore": False}
+            for file in files
+        ]  # fmt: skip
+        return JSONResponse({"files": answer})
+
+    async def _batch(self, request: Request) -> Response:
+        self._repo(request)
+        body = await request.json()
+        objects = [
+            {"oid": each["oid"], "size": each["size"],
+             "actions": {"upload": {"href": f"{self.address}/objects/{each['oid']}"}}}
+            for each in body["objects"]
+        ]  # fmt: skip
+        return JSONResponse({"transfer": "basic", "objects": objects})
+
+    async def _object(self, request: Request) -> Response:
+        content = await request.body()
+        name = request.path_params["sha256"]
+        if hashlib.sha256(content).hexdigest() != name:
+            return _error(422, "")
+        self.objects[name] = content
+        return Response()
+
+    async def _commit(self, request: Request) -> Response:
+        repo = self._repo(request)
+        for line in (await request.body()).splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                self.uploads[repo][value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                self.uploads[repo][value["path"]] = self.objects[value["oid"]]
+        url = f"{self.address}/{repo}/commit/{self.commit}"
+        return JSONResponse({"success": True, "commitOid": self.commit, "commitUrl": url, "hookOutput": ""})
 
     def _dataset_folder(self, request: Request) -> Path:
         return self.datasets[f"{request.path_params['org']}/{request.path_params['name']}"]

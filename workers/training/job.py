@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from app.domain.artifacts import ArtifactFormat, ArtifactKind, artifact_key
+from app.domain.cards import CardFacts
 from app.domain.files import FilePurpose
 from app.domain.fine_tuning import Adapter, FineTuningRequest
 from app.persistence.artifacts import ArtifactRepository
@@ -16,6 +17,7 @@ from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
+from workers.cards import report_facts, write_card
 from workers.child import Channel, Message
 from workers.job_run import Reporter, hold_checkpoints
 from workers.uploads import find_upload
@@ -184,7 +186,7 @@ def prove_job(task: Message, channel: Channel, settings: Settings) -> None:
     from workers.sources.resolve import resolve
     from workers.training.proof import prove_training
 
-    channel.receive()
+    made = channel.receive()["made"]
     reporter = Reporter(channel, PROVE)
     base = find_base(FineTuningRequest.model_validate(task["request"]), settings)
     source = resolve(base.model, settings, lambda fraction, stage: None)
@@ -192,5 +194,10 @@ def prove_job(task: Message, channel: Channel, settings: Settings) -> None:
     staged = Path(task["artifact"])
     proof = prove_training(source, staged, base.request, data.training, data.validation, reporter.report)
     reporter.report(1.0, "sealing")
+    facts = CardFacts(
+        name=source.name, source=source.name, format=made["format"], method=made["method"], training=proof,
+        versions=made["versions"], peak_memory_bytes=made["peak_memory_bytes"], **report_facts(made["report"]),
+    )  # fmt: skip
+    write_card(staged, facts)
     sha256 = artifacts.seal(staged)
     channel.send({"kind": "done", "proof": proof, "manifest_sha256": sha256})

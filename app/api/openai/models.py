@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 
-from app.api.dependencies import Models
+from app.api.dependencies import Exports, Models
 from app.api.schemas import list_view, model_view, remote_model_view
 from app.domain.errors import ServingUnavailable
 
@@ -20,6 +21,25 @@ router = APIRouter(prefix="/v1", tags=["models"])
 def list_models(models: Models) -> dict[str, Any]:
     stored = [model_view(row) for row in models.list()]
     return list_view([*stored, *map(remote_model_view, models.remote())])
+
+
+@router.get("/models/{name:path}/files")
+def list_model_files(name: str, exports: Exports) -> dict[str, Any]:
+    """What a result consists of, with checksums: the same as in its manifest, and a fresh card."""
+    files = exports.files(name)
+    return list_view([
+        {"object": "model.file", "name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256}
+        for file in files
+    ])  # fmt: skip
+
+
+@router.get("/models/{name:path}/files/{file:path}", response_model=None)
+def get_model_file(name: str, file: str, exports: Exports) -> Response:
+    """One file's content. It answers requests for a range, so that a download can go on."""
+    found = exports.get(name, file)
+    if found.path is not None:
+        return FileResponse(found.path, media_type="application/octet-stream")
+    return PlainTextResponse(found.text)
 
 
 @router.get("/models/{name:path}")
