@@ -40,6 +40,7 @@ BitmillError
     ├── JobProcessCrashed
     ├── QuantizationFailed
     ├── EvaluationFailed
+    ├── TrainingFailed
     └── QualityGateFailed
 
 Each class has a stable `code`, which clients may compare; messages are for people and may change.
@@ -252,6 +253,10 @@ class QuantizationFailed(JobFailed):
 
 class EvaluationFailed(JobFailed):
     code = "evaluation_failed"
+
+
+class TrainingFailed(JobFailed):
+    code = "training_failed"
 
 
 class QualityGateFailed(JobFailed):

@@ -192,3 +192,42 @@ def plan(request: FineTuningRequest, examples: int) -> TrainingPlan:
 
 def _batch_size(examples: int) -> int:
     return next((size for least, size in AUTO_BATCH_SIZES if examples >= least), 2 if examples > 1 else 1)
+
+
+class SampleLoss(BaseModel, frozen=True):
+    """The loss on a few examples before and after the training, in nats per learned token.
+
+    They are the first of `file`, `validation` where there is one, else `training`. Both figures are of the model as it
+    trained: beside a base in 4 bits, say, or rounded in the forward pass.
+    """
+
+    file: Literal["training", "validation"]
+    examples: int
+    tokens: int
+    before: float
+    after: float
+
+
+class TrainingReport(BaseModel, frozen=True):
+    """What a training did. `tensor_types` counts what was written by its type, as a quantization's report does.
+
+    `trained_tokens` are those that were read in all epochs together. `truncated_examples` were longer than the sequence
+    length. `metrics` are the last that were seen: train_loss, train_mean_token_accuracy, and with a validation file
+    valid_loss and valid_mean_token_accuracy.
+    """
+
+    steps: int
+    epochs: float
+    examples: int
+    truncated_examples: int
+    trained_tokens: int
+    trained_parameters: int
+    metrics: dict[str, float]
+    sample: SampleLoss
+    tensor_types: dict[str, int]
+    parameter_count: int
+    weight_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.weight_bytes * 8 / self.parameter_count

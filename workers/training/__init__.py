@@ -1,0 +1,1 @@
+"""Fine-tuning: from files of examples to adapters and trained models."""
