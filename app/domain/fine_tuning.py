@@ -231,3 +231,26 @@ class TrainingReport(BaseModel, frozen=True):
     @property
     def bits_per_weight(self) -> float:
         return self.weight_bytes * 8 / self.parameter_count
+
+
+class TrainingProof(BaseModel, frozen=True):
+    """What a result was measured to be when it had been loaded back. Losses are in nats per learned token.
+
+    `loss` is measured on the examples of the report's sample, `trained_loss` is what the training saw on them at its
+    end. `base_loss` is the base's. `served_loss` is that of an adapter on the base in 16 bits, where the training had
+    it on one of 4. `generated_text` continues the prompt of the first example, whose answer is `expected_text`.
+    """
+
+    file: Literal["training", "validation"]
+    examples: int
+    tokens: int
+    loss: float
+    trained_loss: float
+    base_loss: float
+    served_loss: float | None = None
+    accuracy: float
+    base_accuracy: float
+    prompt_text: str
+    expected_text: str
+    generated_text: str
+    base_text: str

@@ -32,10 +32,19 @@ class Example:
     @property
     def prompt(self) -> list[int]:
         """The tokens before the last answer that is learned."""
+        return [int(token) for token in self.input_ids[: self._last_answer[0]]]
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens of that answer."""
+        start, end = self._last_answer
+        return [int(token) for token in self.input_ids[start:end]]
+
+    @property
+    def _last_answer(self) -> tuple[int, int]:
         learned = np.flatnonzero(self.carries_loss)
         gaps = np.flatnonzero(np.diff(learned) > 1)
-        start = learned[gaps[-1] + 1] if len(gaps) else learned[0]
-        return [int(token) for token in self.input_ids[:start]]
+        return int(learned[gaps[-1] + 1] if len(gaps) else learned[0]), int(learned[-1]) + 1
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,26 @@ class Encoder:
     def encode_file(self, path: Path) -> Examples:
         """Raises InvalidParameter for a line that cannot be read, rendered or learned from."""
         items, truncated = [], 0
+        for whole, example in self._examples(path):
+            truncated += whole > self.length
+            items.append(example)
+        return Examples(items, truncated)
+
+    def encode_first(self, path: Path, tokens: int) -> Examples:
+        """The first of what `encode_file` would give, without reading on."""
+        items, seen = [], 0
+        for _, example in self._examples(path):
+            items.append(example)
+            seen += len(example)
+            if seen >= tokens:
+                break
+        return Examples(items).first(tokens)
+
+    def _examples(self, path: Path) -> Iterator[tuple[int, Example]]:
+        """Each example, cut, with the length that it had."""
         for number, record in read_records(path, param=self.param):
             example = self.encode(record, number)
-            truncated += len(example) > self.length
-            items.append(self._cut(example))
-        return Examples(items, truncated)
+            yield len(example), self._cut(example)
 
     def encode(self, record: Record, line: int) -> Example:
         """The whole example, of any length. Raises InvalidParameter."""
