@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     evaluation_windows: int = Field(
         default=4, ge=1, description="Windows of the built-in sample that are scored at most."
     )
+    training_checkpoint_seconds: float = Field(
+        default=90.0, gt=0, description="How often a fine-tuning job writes a checkpoint, besides each epoch's end."
+    )
     gguf_converter: str | None = Field(
         default=None,
         description="Command that makes GGUF files of architectures without a built-in converter, with `{source}` (a "

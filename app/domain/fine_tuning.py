@@ -204,3 +204,65 @@ def plan(request: FineTuningRequest, examples: int) -> TrainingPlan:
 
 def _batch_size(examples: int) -> int:
     return next((size for least, size in AUTO_BATCH_SIZES if examples >= least), 2 if examples > 1 else 1)
+
+
+class SampleLoss(BaseModel, frozen=True):
+    """The loss on a few examples before and after the training, in nats per learned token.
+
+    They are the first of `file`, `validation` where there is one, else `training`. Both figures are of the model as it
+    trained: beside a base in 4 bits, say, or rounded in the forward pass.
+    """
+
+    file: Literal["training", "validation"]
+    examples: int
+    tokens: int
+    before: float
+    after: float
+
+
+class TrainingReport(BaseModel, frozen=True):
+    """What a training did. `tensor_types` counts what was written by its type, as a quantization's report does.
+
+    `trained_tokens` are those that were read in all epochs together. `truncated_examples` were longer than the sequence
+    length. `metrics` are the last that were seen: train_loss, train_mean_token_accuracy, and with a validation file
+    valid_loss and valid_mean_token_accuracy.
+    """
+
+    steps: int
+    epochs: float
+    examples: int
+    truncated_examples: int
+    trained_tokens: int
+    trained_parameters: int
+    metrics: dict[str, float]
+    sample: SampleLoss
+    tensor_types: dict[str, int]
+    parameter_count: int
+    weight_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.weight_bytes * 8 / self.parameter_count
+
+
+class TrainingProof(BaseModel, frozen=True):
+    """What a result was measured to be when it had been loaded back. Losses are in nats per learned token.
+
+    `loss` is measured on the examples of the report's sample, `trained_loss` is what the training saw on them at its
+    end. `base_loss` is the base's. `served_loss` is that of an adapter on the base in 16 bits, where the training had
+    it on one of 4. `generated_text` continues the prompt of the first example, whose answer is `expected_text`.
+    """
+
+    file: Literal["training", "validation"]
+    examples: int
+    tokens: int
+    loss: float
+    trained_loss: float
+    base_loss: float
+    served_loss: float | None = None
+    accuracy: float
+    base_accuracy: float
+    prompt_text: str
+    expected_text: str
+    generated_text: str
+    base_text: str

@@ -20,12 +20,19 @@ Report = Callable[[float, str], None]
 P = TypeVar("P", bound=MethodParams)
 
 
-class JobRun(Protocol):
-    """All that a method knows of the outside world."""
+class WritingRun(Protocol):
+    """What writing a checkpoint needs to know of the outside world."""
 
     @property
     def max_shard_bytes(self) -> int:
         """Size limit of one safetensors file."""
+
+    def report(self, fraction: float, stage: str) -> None:
+        """Tells how much of the work is done, from 0 to 1, and what it is doing."""
+
+
+class JobRun(WritingRun, Protocol):
+    """All that a method knows of the outside world."""
 
     @property
     def gguf_converter(self) -> str | None:
@@ -34,9 +41,6 @@ class JobRun(Protocol):
     @property
     def checkpoints(self) -> Path:
         """A folder that outlives a lost attempt, for a library that can go on from where it was."""
-
-    def report(self, fraction: float, stage: str) -> None:
-        """Tells how much of the method's work is done, from 0 to 1, and what it is doing."""
 
     def calibration(self, params: CalibrationParams, report: Report) -> CalibrationSet:
         """Token windows for these parameters, which are those that `calibration_wanted` named.

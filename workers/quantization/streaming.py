@@ -13,7 +13,7 @@ import torch
 
 from app.domain.artifacts import QuantizationReport
 from app.storage.checkpoints import Checkpoint
-from workers.quantization.base import JobRun
+from workers.quantization.base import WritingRun
 from workers.quantization.checkpoints.reader import DTYPE_NAMES, copy_companions, read_tensors
 from workers.quantization.checkpoints.writer import CheckpointWriter, header_bound
 
@@ -41,7 +41,7 @@ class Conversion:
 
 
 def stream(
-    source: Checkpoint, target: Path, conversion: Conversion, config: dict[str, Any], run: JobRun
+    source: Checkpoint, target: Path, conversion: Conversion, config: dict[str, Any], run: WritingRun
 ) -> QuantizationReport:
     """Writes the converted checkpoint with `config` over the source's own into the empty folder `target`."""
     types: Counter[str] = Counter()

@@ -1,1 +1,1 @@
-"""Training: adapters, whole models, and models that learn to be quantized."""
+"""Fine-tuning: from files of examples to adapters and trained models."""

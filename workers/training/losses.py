@@ -1,0 +1,83 @@
+"""Loss and accuracy over the learned tokens of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from workers.training.collation import IGNORED, Batch, Padding
+from workers.training.examples import Example
+
+# In one pass: bounds the memory that logits take, which is this times the vocabulary.
+TOKENS_PER_PASS: Final = 2048
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over `tokens` learned tokens; the loss is in nats."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+
+def measure(model: Any, examples: Sequence[Example], padding: Padding, *, autocast: bool = False) -> Measured:
+    """The mean over all learned tokens, whatever batches they are in. `autocast` computes products in bfloat16."""
+    loss = hits = 0.0
+    tokens = 0
+    with evaluating(model), torch.inference_mode(), autocast_to_bf16(model.device, enabled=autocast):
+        for batch in _batches(examples, padding):
+            rows = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            labels = rows.pop("labels")
+            predicted, wanted = learned_logits(model(**rows, use_cache=False).logits, labels)
+            loss += float(cross_entropy(predicted.float(), wanted, reduction="sum"))
+            hits += float((predicted.argmax(dim=-1) == wanted).sum())
+            tokens += len(wanted)
+    return Measured(loss / tokens, hits / tokens, tokens)
+
+
+def learned_logits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of (batch, length, vocabulary) the rows (n, vocabulary) that predict a learned token, and these (n,)."""
+    wanted = labels[:, 1:]
+    learned = wanted != IGNORED
+    return logits[:, :-1][learned], wanted[learned]
+
+
+def autocast_to_bf16(device: torch.device, *, enabled: bool) -> Any:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model without dropout.
+
+    Layers of 4 bits stay as if in training: on some processors, bitsandbytes packs them anew in evaluation, and they
+    could not be trained on.
+    """
+    was_training = model.training
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _batches(examples: Sequence[Example], padding: Padding) -> Iterator[Batch]:
+    """Examples of like length together, as many as a pass takes."""
+    waiting: list[Example] = []
+    for example in sorted(examples, key=len):
+        # The newest is the longest: all others are padded to it.
+        if waiting and len(example) * (len(waiting) + 1) > TOKENS_PER_PASS:
+            yield padding(waiting)
+            waiting = []
+        waiting.append(example)
+    if waiting:
+        yield padding(waiting)
