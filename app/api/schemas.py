@@ -6,19 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 
-from app.domain.artifacts import Gate
+from app.domain.artifacts import QualityOptions
 from app.domain.jobs import JobState, public_status
 from app.persistence.tables import ArtifactRow, DeploymentRow, FileRow, JobEventRow, JobRow, WorkerRow
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
-class QualityOptions(BaseModel, extra="forbid"):
-    gate: Gate = Field(
-        default=Gate.ON,
-        description="on fails a job whose artifact is far worse than its method explains; off only measures.",
-    )
 
 
 class CreateQuantizationJob(BaseModel, extra="forbid"):

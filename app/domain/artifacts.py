@@ -7,7 +7,7 @@ import json
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.domain.quantization.calibration import CalibrationRecord
 
@@ -29,6 +29,15 @@ class Gate(StrEnum):
 
     ON = "on"
     OFF = "off"
+
+
+class QualityOptions(BaseModel, extra="forbid", frozen=True):
+    """The field `quality` of jobs that make artifacts."""
+
+    gate: Gate = Field(
+        default=Gate.ON,
+        description="on fails a job whose artifact is far worse than its method explains; off only measures.",
+    )
 
 
 class Measurement(BaseModel, frozen=True):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from app.domain.artifacts import QualityOptions
 from app.domain.files import FILE_ID
 
 MAX_SEED: Final = 2**31 - 1
@@ -75,6 +76,7 @@ class TrainingOptions(BaseModel, extra="forbid", frozen=True):
         description="Store the full model, the adapter added to the original's weights, in place of the adapter "
         "(lora, qlora).",
     )
+    quality: QualityOptions = QualityOptions()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingOptions:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.domain.errors import InvalidParameter, ModelNotFound
+from app.domain.errors import IncompatibleModel, InvalidParameter, ModelNotFound
 from tests.fakes.models import tiny_model
 from workers.serving.batching.adapters import LowRank
 from workers.serving.batching.generator import BatchedGenerator
@@ -133,5 +133,5 @@ def test_what_is_more_than_low_rank_matrices_is_refused(
     folder = save_adapter(base, tmp_path / "dora", 3)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(InvalidParameter, match="use_dora=True"):
+    with pytest.raises(IncompatibleModel, match="use_dora is True"):
         generator.adapters.load("dora", folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.domain.model_names import ModelName
@@ -13,6 +14,14 @@ from app.settings import Settings
 from app.storage import artifacts
 from app.storage.sources import merged_folder, trained_folder
 from workers.sources.importing import Report, import_afresh
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What the merging knows of the outside world."""
+
+    max_shard_bytes: int
+    report: Report
 
 
 def import_trained(name: ModelName, settings: Settings, report: Report) -> Path:
@@ -36,5 +45,5 @@ def _merge(row: ArtifactRow, target: Path, settings: Settings, report: Report) -
 
     assert row.source is not None  # noqa: S101 -- every result of a training has one
     original = resolve(row.source, settings, lambda fraction, stage: report(fraction / 2, stage))
-    report(0.5, "merging the adapter into its base")
-    merge_adapter(original.checkpoint, artifacts.locate(row, settings), target)
+    run = Merging(settings.max_shard_bytes, lambda fraction, stage: report(0.5 + fraction / 2, stage))
+    merge_adapter(original.checkpoint, artifacts.locate(row, settings), target, run)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 from app.domain.artifacts import ArtifactFormat, ArtifactKind, artifact_key
 from app.domain.cards import CardFacts
 from app.domain.files import FilePurpose
-from app.domain.fine_tuning import Adapter, FineTuningRequest
+from app.domain.fine_tuning import (
+    LEARNING_RATES,
+    Adapter,
+    FineTuningRequest,
+    TrainingPlan,
+    TrainingReport,
+    plan,
+)
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
@@ -69,7 +76,7 @@ class Hooks:
         loss = f": training loss {values['train_loss']:.3f}" if "train_loss" in values else ""
         self._tell("metrics", f"Step {step}/{total_steps}{loss}", {"step": step, "total_steps": total_steps, **values})
 
-    def checkpoint(self, step: int, metrics: dict[str, float]) -> None:
+    def checkpoint(self, step: int, folder: Path, metrics: dict[str, float]) -> None:
         self._tell("checkpoint", f"Step {step} is saved.", {"step": step, "metrics": metrics})
 
     def wants_pause(self) -> bool:
@@ -107,7 +114,8 @@ def train_job(task: Message, channel: Channel, settings: Settings) -> None:
     """Resolves the base, waits for the word to go on, then trains from the newest checkpoint."""
     from workers.job_process import describe, peak_memory_bytes
     from workers.sources.resolve import resolve
-    from workers.training.train import Paused, train
+    from workers.training.hooks import Paused
+    from workers.training.training import train
 
     base = find_base(FineTuningRequest.model_validate(task["request"]), settings)
     source = resolve(base.model, settings, Reporter(channel, RESOLVE).report)
@@ -120,7 +128,7 @@ def train_job(task: Message, channel: Channel, settings: Settings) -> None:
     target.mkdir()
     hooks = Hooks(Reporter(channel, TRAIN), Wishes.listen(channel))
     try:
-        report = train(source, target, base.request, data.training, data.validation, checkpoints, hooks)
+        report = train(source, target, base.request, data.training, data.validation, checkpoints, hooks, settings)
     except Paused:
         channel.send({"kind": "paused"})
         return
@@ -128,7 +136,7 @@ def train_job(task: Message, channel: Channel, settings: Settings) -> None:
         {
             "kind": "done",
             "report": report.model_dump(mode="json"),
-            "hyperparameters": report.hyperparameters,
+            "hyperparameters": _hyperparameters(plan(base.request, report.examples)),
             "format": _format(base.request),
             "method": {"type": base.request.bitmill.adapter.value, **_described(base)},
             "key": key,
@@ -136,6 +144,16 @@ def train_job(task: Message, channel: Channel, settings: Settings) -> None:
             "peak_memory_bytes": peak_memory_bytes(),
         }
     )
+
+
+def _hyperparameters(decided: TrainingPlan) -> Message:
+    """What `auto` came to."""
+    multiplier = decided.learning_rate / LEARNING_RATES[decided.options.adapter]
+    return {
+        "n_epochs": decided.epochs,
+        "batch_size": decided.batch_size,
+        "learning_rate_multiplier": multiplier,
+    }
 
 
 @dataclass(frozen=True)
@@ -160,7 +178,9 @@ def training_files(request: FineTuningRequest, settings: Settings) -> TrainingFi
 
 def _key(source: Source, request: FineTuningRequest, data: TrainingFiles) -> str:
     """What a checkpoint may go on from: the same base, data, settings and libraries."""
-    recipe = request.model_dump(mode="json", include={"seed", "method", "hyperparameters", "bitmill"})
+    recipe = request.model_dump(
+        mode="json", include={"seed", "method", "hyperparameters", "bitmill"}, exclude={"bitmill": {"quality"}}
+    )
     return artifact_key(source.fingerprint, recipe, versions_of(PACKAGES), data.sha256)
 
 
@@ -187,12 +207,16 @@ def prove_job(task: Message, channel: Channel, settings: Settings) -> None:
     from workers.training.proof import prove_training
 
     made = channel.receive()["made"]
+    trained = TrainingReport.model_validate(made["report"])
     reporter = Reporter(channel, PROVE)
     base = find_base(FineTuningRequest.model_validate(task["request"]), settings)
     source = resolve(base.model, settings, lambda fraction, stage: None)
     data = training_files(base.request, settings)
     staged = Path(task["artifact"])
-    proof = prove_training(source, staged, base.request, data.training, data.validation, reporter.report)
+    proof = prove_training(
+        source, staged, base.request, trained, data.training, data.validation, reporter.report, settings,
+        gate=base.request.bitmill.quality.gate,
+    ).model_dump(mode="json")  # fmt: skip
     reporter.report(1.0, "sealing")
     facts = CardFacts(
         name=source.name, source=source.name, format=made["format"], method=made["method"], training=proof,

@@ -56,7 +56,7 @@ def read_updates(adapter: Path) -> dict[str, LowRankUpdate]:
     for field, plain in PLAIN.items():
         if config.get(field) and config[field] != plain:
             raise IncompatibleModel(
-                f"the adapter's {field} is {config[field]!r}, which cannot be merged here; serve it beside its base",
+                f"the adapter's {field} is {config[field]!r}; only plain LoRA can be merged or served beside its base",
                 param="model",
             )
     scale = config["lora_alpha"] / config["r"]

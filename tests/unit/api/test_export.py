@@ -127,7 +127,7 @@ def test_the_list_of_files_has_true_checksums(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../bitmill.db", "nothing.txt", "manifest.json"])
 def test_nothing_but_the_listed_files_is_given_away(url: str, name: str) -> None:
-    with BitmillClient(url) as client, pytest.raises(RequestFailed, match="has no file|does not exist"):
+    with BitmillClient(url) as client, pytest.raises(RequestFailed, match=r"has no file|does not exist"):
         list(client.download(MODEL, name))
 
 

@@ -6,8 +6,6 @@ themselves stay as they are, whatever holds their weights; the addition hangs on
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,52 +14,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from app.domain.errors import InvalidParameter, ModelNotFound
+from workers.training.merging import read_updates
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
-PREFIX: Final = "base_model.model."
 ADAPTED: Final = "adapted-"
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 # Layer name → A, shape [rank, inputs], and B with the scale in it, shape [outputs, rank].
 LowRank = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """An adapter as peft stores it. Raises InvalidParameter for what is more than two matrices per layer."""
-    config = json.loads((folder / CONFIG).read_text())
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
-        raise InvalidParameter(
-            f"the adapter is {config.get('peft_type')!r} with use_dora={config.get('use_dora')} and "
-            f"bias={config.get('bias')!r}; only plain LoRA can be served beside its base: merge it instead",
-            param="model",
-        )
-    tensors = load_file(folder / WEIGHTS)
-    layers = {name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)}
-    extra = tensors.keys() - {layer + part for layer in layers for part in (DOWN, UP)}
-    if extra:
-        raise InvalidParameter(f"the adapter holds {min(extra)!r}, which is no LoRA matrix; merge it", param="model")
+    """An adapter as peft stores it. Raises IncompatibleModel for what is more than two matrices per layer."""
     return {
-        layer.removeprefix(PREFIX): (tensors[layer + DOWN], tensors[layer + UP] * _scale(config, layer))
-        for layer in layers
+        name.removesuffix(".weight"): (update.down, update.up * update.scale)
+        for name, update in read_updates(folder).items()
     }
-
-
-def _scale(config: dict[str, Any], layer: str) -> float:
-    rank = _of_layer(config.get("rank_pattern"), layer, config["r"])
-    alpha = _of_layer(config.get("alpha_pattern"), layer, config["lora_alpha"])
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _of_layer(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any:
-    return next((value for end, value in (pattern or {}).items() if layer.endswith(end)), default)
 
 
 def request_name(adapter: LowRank | None) -> str:
