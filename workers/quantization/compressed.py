@@ -43,7 +43,7 @@ INTEGER_FORMATS: Final = (CompressionFormat.pack_quantized, CompressionFormat.in
 
 def scheme(preset: str) -> QuantizationScheme:
     """One of the library's presets, such as FP8_DYNAMIC or W8A8, for all Linear layers."""
-    return _with_format(preset_name_to_scheme(preset, ["Linear"]))
+    return with_format(preset_name_to_scheme(preset, ["Linear"]))
 
 
 def integer_scheme(bits: int, *, group_size: int, symmetric: bool) -> QuantizationScheme:
@@ -55,10 +55,11 @@ def integer_scheme(bits: int, *, group_size: int, symmetric: bool) -> Quantizati
         group_size=None if group_size == -1 else group_size,
         symmetric=symmetric,
     )
-    return _with_format(QuantizationScheme(targets=["Linear"], weights=weights))
+    return with_format(QuantizationScheme(targets=["Linear"], weights=weights))
 
 
-def _with_format(scheme: QuantizationScheme) -> QuantizationScheme:
+def with_format(scheme: QuantizationScheme) -> QuantizationScheme:
+    """The scheme with the layout in which its weights are stored, as the library chooses it."""
     scheme.format = infer_module_format(torch.nn.Linear, scheme)
     return scheme
 

@@ -84,7 +84,8 @@ def train(
     """
     hooks.report(0.0, "reading the examples")
     data = read_data(base, request, training, validation)
-    return train_on(base, target, plan(request, len(data.training)), data, checkpoint_folder, hooks, settings)
+    decided = plan(request, len(data.training))
+    return train_on(base, target, recipe_of(request.bitmill), decided, data, checkpoint_folder, hooks, settings)
 
 
 def read_data(base: Base, request: FineTuningRequest, training: Path, validation: Path | None) -> Data:
@@ -99,6 +100,7 @@ def read_data(base: Base, request: FineTuningRequest, training: Path, validation
 def train_on(
     base: Base,
     target: Path,
+    recipe: Recipe,
     decided: TrainingPlan,
     data: Data,
     checkpoint_folder: Path,
@@ -106,7 +108,6 @@ def train_on(
     settings: Settings,
 ) -> TrainingReport:
     """`train`, with its examples read and its plan decided."""
-    recipe = recipe_of(decided.options)
     padding = padding_of(load_tokenizer(base.checkpoint))
     hooks.report(0.01, "loading the model")
     set_seed(decided.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,12 @@ from workers.training.hooks import Paused
 from workers.training.trainer import examples_per_pass, warmup_steps
 from workers.training.training import train
 
-OPTIONS = {"lora": {"dropout": 0.1}, "qlora": {"dropout": 0.1}, "full": {"multiplier": 100.0}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"dropout": 0.1},
+    "qlora": {"dropout": 0.1},
+    "full": {"multiplier": 100.0},
+    "qat": {"multiplier": 100.0},
+}
 
 
 def run(
