@@ -18,7 +18,7 @@ from app.domain.quantization.spec import MethodParams, MethodSpec
 ENGINES: Final = {ArtifactFormat.GGUF: "llama_cpp", ArtifactFormat.SAFETENSORS: "transformers"}
 KERNEL_METHODS: Final = frozenset({"gptq", "awq", "hqq", "autoround"})
 # Methods whose layout transformers unpacks to 16 bits as it loads; on a GPU vLLM does not.
-UNPACKED_METHODS: Final = frozenset({"fp8", "int8", "int4", "fp4"})
+UNPACKED_METHODS: Final = frozenset({"fp8", "int8", "int4", "fp4", "qat"})
 
 # A job's process with its libraries, in bytes, and what it holds beside: largest tensors where it streams, else
 # the whole model. Measured with benchmarks/methods.py.
@@ -30,7 +30,7 @@ MODELS_HELD: Final = 2.0
 FIXED_SECONDS: Final = 8.0
 MEGABYTES_PER_SECOND: Final = {
     "none": 60.0, "bitsandbytes": 27.0, "fp8": 30.0, "int8": 30.0, "int4": 25.0, "fp4": 27.0, "gptq": 3.0,
-    "awq": 0.5, "autoround": 0.3, "hqq": 8.0, "gguf": 6.0,
+    "awq": 0.5, "autoround": 0.3, "hqq": 8.0, "gguf": 6.0, "qat": 1.0,
 }  # fmt: skip
 
 

@@ -65,6 +65,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hqq-4": {"type": "hqq", "skip_modules": ["down_proj"]},
     "hqq-3": {"type": "hqq", "bits": 3, "group_size": 32},
     "hqq-2": {"type": "hqq", "bits": 2, "group_size": 16},
+    "qat-w4a16": {"type": "qat", "group_size": 64, "max_steps": 2, "calibration": FEW},
+    "qat-w4a8": {"type": "qat", "scheme": "int8-int4", "max_steps": 2, "skip_modules": ["o_proj"], "calibration": FEW},
     "autoround-4": {"type": "autoround", "group_size": 64, "iterations": 2, "calibration": FEW},
     "autoround-8": {"type": "autoround", "bits": 8, "group_size": 64, "iterations": 1, "calibration": FEW},
     "autoround-awq": {

@@ -20,6 +20,7 @@ REGISTRY: Final[dict[str, str]] = {
     "autoround": "workers.quantization.methods.autoround:AutoRoundMethod",
     "hqq": "workers.quantization.methods.hqq:HqqMethod",
     "gguf": "workers.quantization.methods.gguf:GgufMethod",
+    "qat": "workers.quantization.methods.qat:QatMethod",
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from compressed_tensors.config import CompressionFormat
 
 from app.domain.errors import UnsupportedArchitecture
+from app.domain.fine_tuning import TrainingOptions
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import WritingRun
 from workers.quantization.compressed import configuration, part_names, require_divisible, store_codes
@@ -28,7 +29,9 @@ TYPE_NAMES: Final = {CompressionFormat.pack_quantized: "INT4", CompressionFormat
 class Qat(Full):
     """`skip` names Linear layers to leave alone, as the methods' skip_modules does."""
 
-    skip: tuple[str, ...] = ()
+    def __init__(self, options: TrainingOptions, skip: tuple[str, ...] = ()) -> None:
+        super().__init__(options)
+        self.skip = skip
 
     def load(self, base: Checkpoint) -> Any:
         grid = self.options.grid

@@ -43,6 +43,14 @@ class Data:
         return "training" if self.validation is None else "validation"
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Size limit of one safetensors file, and how often a checkpoint is written besides each epoch's end."""
+
+    max_shard_bytes: int
+    checkpoint_seconds: float
+
+
 class Part:
     """Hooks for one part of the work, from `start` to `end`."""
 
@@ -85,7 +93,8 @@ def train(
     hooks.report(0.0, "reading the examples")
     data = read_data(base, request, training, validation)
     decided = plan(request, len(data.training))
-    return train_on(base, target, recipe_of(request.bitmill), decided, data, checkpoint_folder, hooks, settings)
+    limits = Limits(settings.max_shard_bytes, settings.training_checkpoint_seconds)
+    return train_on(base, target, recipe_of(request.bitmill), decided, data, checkpoint_folder, hooks, limits)
 
 
 def read_data(base: Base, request: FineTuningRequest, training: Path, validation: Path | None) -> Data:
@@ -105,7 +114,7 @@ def train_on(
     data: Data,
     checkpoint_folder: Path,
     hooks: Hooks,
-    settings: Settings,
+    limits: Limits,
 ) -> TrainingReport:
     """`train`, with its examples read and its plan decided."""
     padding = padding_of(load_tokenizer(base.checkpoint))
@@ -119,7 +128,7 @@ def train_on(
         padding=padding,
         autocast=recipe.autocast,
         folder=checkpoint_folder,
-        checkpoint_seconds=settings.training_checkpoint_seconds,
+        checkpoint_seconds=limits.checkpoint_seconds,
     )
     resumed = checkpoints.newest(checkpoint_folder)
     progress = checkpoints.read_progress(resumed) if resumed else Progress()
@@ -131,7 +140,7 @@ def train_on(
         raise Paused(progress.step)
     hooks.report(WRITING, "measuring the loss after the training")
     sample = _sample(model, data, padding, recipe, progress.sample_before)
-    written = _write(model, recipe, base, target, checkpoint_folder, hooks, settings)
+    written = _write(model, recipe, base, target, checkpoint_folder, hooks, limits)
     return _report(work, data, progress, sample, trained, written)
 
 
@@ -149,13 +158,11 @@ def _sample(model: Any, data: Data, padding: Padding, recipe: Recipe, before: fl
     )
 
 
-def _write(
-    model: Any, recipe: Recipe, base: Base, target: Path, folder: Path, hooks: Hooks, settings: Settings
-) -> Written:
+def _write(model: Any, recipe: Recipe, base: Base, target: Path, folder: Path, hooks: Hooks, limits: Limits) -> Written:
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    written = recipe.save(model, base, target, scratch, Writing(hooks, settings.max_shard_bytes))
+    written = recipe.save(model, base, target, scratch, Writing(hooks, limits.max_shard_bytes))
     shutil.rmtree(scratch)
     return written
 

@@ -7,7 +7,20 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidParameter, UnknownMethod
-from app.domain.quantization.methods import autoround, awq, bitsandbytes, fp4, fp8, gguf, gptq, hqq, int4, int8, none
+from app.domain.quantization.methods import (
+    autoround,
+    awq,
+    bitsandbytes,
+    fp4,
+    fp8,
+    gguf,
+    gptq,
+    hqq,
+    int4,
+    int8,
+    none,
+    qat,
+)
 from app.domain.quantization.spec import MethodParams, MethodSpec
 
 CATALOG: Final[dict[str, MethodSpec]] = {
@@ -22,6 +35,7 @@ CATALOG: Final[dict[str, MethodSpec]] = {
     "autoround": autoround.SPEC,
     "hqq": hqq.SPEC,
     "gguf": gguf.SPEC,
+    "qat": qat.SPEC,
 }
 
 

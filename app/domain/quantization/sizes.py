@@ -146,4 +146,5 @@ BESIDE: Final[dict[str, Callable[[Any, Shape], float]]] = {
     "hqq": _gptq,
     "autoround": lambda params, shape: (_awq if params.layout == "awq" else _gptq)(params, shape),
     "awq": _awq,
+    "qat": lambda params, shape: shape[0] * shape[1] // params.group_size * HALF + 16,
 }

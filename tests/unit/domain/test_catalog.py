@@ -37,6 +37,19 @@ def test_each_method_has_an_implementation() -> None:
     assert set(REGISTRY) == set(CATALOG)
 
 
+def test_a_training_file_must_be_an_upload() -> None:
+    with pytest.raises(InvalidParameter, match=r"'data.jsonl' is no file's id; upload the file"):
+        parse_method({"type": "qat", "training_file": "data.jsonl"})
+
+
+def test_a_training_file_takes_the_place_of_calibration() -> None:
+    _, plain = parse_method({"type": "qat"})
+    spec, taught = parse_method({"type": "qat", "training_file": "file-" + "0123456789abcdef" * 1 + "01234567"})
+    assert plain.calibration_wanted() is not None
+    assert taught.calibration_wanted() is None
+    assert spec.label(taught) == "qat-w4a16-g32-01234567"
+
+
 def test_an_unknown_method_is_named_with_the_known_ones() -> None:
     with pytest.raises(UnknownMethod, match=r"'awesome'.*gguf") as caught:
         parse_method({"type": "awesome"})

@@ -117,8 +117,7 @@ def test_groups_that_do_not_divide_a_row_are_refused(base: FakeBase) -> None:
 
 def test_tied_embeddings_and_skipped_layers_keep_16_bits(facts: Path, tmp_path: Path) -> None:
     tied = FakeBase("t", inspect_checkpoint(tiny_llama(tmp_path / "tied", tie_word_embeddings=True)))
-    recipe = Qat(request_for("qat", quantization=GRIDS["int4"]).bitmill)
-    recipe.skip = ("down_proj",)
+    recipe = Qat(request_for("qat", quantization=GRIDS["int4"]).bitmill, skip=("down_proj",))
     model = recipe.load(tied.checkpoint)
     from workers.training.training import Writing
 

@@ -22,7 +22,7 @@ from workers.serving.sizing import read_shape
 
 GIB: Final = 1024**3
 # gptq's layout is also what hqq and autoround write.
-ANYWHERE: Final = frozenset({"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround"})
+ANYWHERE: Final = frozenset({"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"})
 # What a chat template contains, and the parser that reads the calls of models with such a template.
 TOOL_PARSERS: Final = {
     "<tool_call>": "hermes",
