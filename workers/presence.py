@@ -24,6 +24,7 @@ from app.persistence.workers import WorkerRepository
 from app.queue.dispatcher import Dispatcher
 from app.settings import Settings
 from app.storage import artifacts
+from workers.comparisons import advance_comparisons
 from workers.probe import Probe, probe_in_child
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Presence:
         with self.database.transaction() as session:
             WorkerRepository(session).beat(self.worker_id, self.current_job_id)
         self.requeue_expired()
+        advance_comparisons(self.database, self.settings, self.dispatcher)
         if self.current_job_id is None:
             self.ring_for_unclaimed()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,8 +14,10 @@ from rich.console import Console
 import app
 from app.cli import demo as demonstration
 from app.cli import launch, tables
+from app.cli.comparisons import compare
 from app.cli.evaluations import evaluate, recommend
 from app.cli.files import files
+from app.cli.parameters import read_parameters
 from app.cli.progress import follow_job
 from app.cli.serving import deployments, engines
 from app.client import BitmillClient, RequestFailed
@@ -107,9 +108,7 @@ def migrate() -> None:
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
 def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool) -> None:
     """Submit a quantization job for MODEL."""
-    values: dict[str, Any] = {}
-    for text in parameters:
-        _set_parameter(values, text)
+    values = read_parameters(parameters)
     with _client() as client:
         job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate)
         click.echo(job["id"])
@@ -124,20 +123,6 @@ def _wait(client: BitmillClient, job_id: str) -> None:
         reason = job["error"]["message"] if job["error"] else job["status"]
         raise click.ClickException(f"{job_id} {job['status']}: {reason}")
     click.echo(job["quantized_model"])
-
-
-def _set_parameter(values: dict[str, Any], text: str) -> None:
-    """Reads NAME=VALUE; the value is JSON or else text, and a dot in the name leads into an object."""
-    path, separator, value = text.partition("=")
-    if not separator:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    *parents, name = path.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-    try:
-        values[name] = json.loads(value)
-    except ValueError:
-        values[name] = value
 
 
 @cli.group()
@@ -177,6 +162,7 @@ def cancel_job(job_id: str) -> None:
         click.echo(f"{job_id} {client.cancel(job_id)['status']}")
 
 
+cli.add_command(compare)
 cli.add_command(evaluate)
 cli.add_command(recommend)
 cli.add_command(files)

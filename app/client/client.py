@@ -76,6 +76,25 @@ class BitmillClient:
         """POST /v1/recommendations. Raises RequestFailed."""
         return self._request("POST", "/v1/recommendations", json={"model": model, **options})
 
+    def compare(self, model: str, **options: Any) -> Json:
+        """POST /v1/comparisons. Raises RequestFailed."""
+        return self._request("POST", "/v1/comparisons", json={"model": model, **options})
+
+    def comparison(self, comparison_id: str) -> Json:
+        return self._request("GET", f"/v1/comparisons/{comparison_id}")
+
+    def comparisons(self, *, limit: int = 20) -> list[Json]:
+        return self._list("/v1/comparisons", params={"limit": limit})
+
+    def cancel_comparison(self, comparison_id: str) -> Json:
+        return self._request("POST", f"/v1/comparisons/{comparison_id}/cancel")
+
+    def comparison_report(self, comparison_id: str, format_: str = "html") -> str:
+        """What has been measured so far, as json, csv, markdown or html."""
+        response = self._http.get(f"/v1/comparisons/{comparison_id}/report", params={"format": format_})
+        _raise_for_error(response)
+        return response.text
+
     def methods(self) -> list[Json]:
         return self._list("/v1/quantization/methods")
 

@@ -16,13 +16,13 @@ from app.domain.estimates import (
 )
 from app.domain.model_names import SourceKind, parse_model_name
 from app.domain.quantization.catalog import dump_method, parse_method
-from app.domain.quantization.sizes import StoredTensor
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.artifacts import locate
-from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from app.storage.checkpoints import inspect_checkpoint
 from app.storage.hub_headers import read_hub_model
+from app.storage.shapes import shape_of_checkpoint
 from app.storage.sources import locate_local
 
 
@@ -85,11 +85,3 @@ class EstimateService:
         if not rates:
             return None
         return Speed(bytes_per_second=median(rates), basis=f"{len(rates)} earlier jobs of this installation")
-
-
-def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
-    tensors = {
-        name: StoredTensor(dtype=info.dtype, shape=info.shape, size_bytes=info.end - info.start)
-        for name, info in checkpoint.tensors.items()
-    }
-    return ModelShape(architecture=checkpoint.architecture, config=checkpoint.config, tensors=tensors)
