@@ -117,9 +117,9 @@ def recommendation(answer: Json) -> Table:
 
 
 def comparison(answer: Json) -> Table:
-    """A row for every model that was measured; figures beside the quality's standard errors."""
-    right = [Column(name, justify="right") for name in ("bits", "size", "memory", "KL divergence", "top-1")]
-    table = Table(Column("method", overflow="fold"), *right, Column("tokens/s at 1, 8", justify="right"), "front")
+    """A row for every model that was measured, with standard errors; tokens/s are at 1 and at 8 requests."""
+    right = [Column(name, justify="right") for name in ("bits", "size", "memory", "KL (nats)", "top-1")]
+    table = Table(Column("method", overflow="fold"), *right, Column("tokens/s", justify="right"), "front")
     for row in answer["rows"]:
         if row["error"]:
             continue
@@ -139,7 +139,8 @@ def comparison(answer: Json) -> Table:
 
 
 def _with_error(value: Json | None, digits: int) -> str:
-    return f"{value['value']:.{digits}f} ± {value['standard_error']:.{digits}f}" if value else ""
+    """Without spaces, so that a narrow terminal does not break it."""
+    return f"{value['value']:.{digits}f}±{value['standard_error']:.{digits}f}" if value else ""
 
 
 def _quality_rows(quality: Json | None) -> list[tuple[str, str, str]]:
