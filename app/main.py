@@ -64,7 +64,8 @@ def create_app(
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
-    guarded = (quantization, evaluations, comparisons, planning, operations, completions, deployments, files, models, fine_tuning)
+    ours = (quantization, evaluations, comparisons, planning, operations)
+    guarded = (*ours, completions, deployments, files, models, fine_tuning)
     for module in guarded:
         app.include_router(module.router, dependencies=[Depends(require_api_key)])
 

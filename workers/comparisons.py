@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app.domain.artifacts import ArtifactKind
 from app.domain.comparison import ComparisonRequest
 from app.domain.errors import BitmillError
 from app.domain.evaluation import EvaluationRequest
@@ -30,7 +31,7 @@ from app.queue.dispatcher import Dispatcher
 from app.settings import Settings
 from app.storage.artifacts import locate
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
-from app.storage.sources import locate_local
+from app.storage.sources import locate_local, trained_folder
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +158,11 @@ def fit_method(method: dict[str, Any], checkpoint: Checkpoint, settings: Setting
 def find_source(session: Session, model: str, settings: Settings) -> Path | None:
     """The folder of an original that is on this disk already."""
     row = ArtifactRepository(session).find(model)
-    if row is not None and row.method is None and locate(row, settings).is_dir():
-        return locate(row, settings)
+    known = {ArtifactKind.BASE: locate, ArtifactKind.FINE_TUNED: trained_folder}
+    if row is not None and row.kind in known:
+        folder = known[ArtifactKind(row.kind)](row, settings)
+        if folder is not None and folder.is_dir():
+            return folder
     folder = locate_local(parse_model_name(model), settings)
     return folder if folder is not None and folder.is_dir() else None
 

@@ -13,6 +13,7 @@ import psutil
 from sqlalchemy.exc import SQLAlchemyError
 
 import app
+from app.domain.contract import AUTO
 from app.domain.errors import IllegalTransition, WorkerLost
 from app.domain.hardware import Device
 from app.domain.jobs import FINAL_STATES, JobState
@@ -63,8 +64,8 @@ class Presence:
 
     @property
     def methods(self) -> list[str]:
-        """What this worker has the libraries for."""
-        return [name for name, problem in self.probe.methods.items() if problem is None] if self.probe else []
+        """What this worker can be asked for: what it has the libraries of, and to search among that."""
+        return [AUTO, *(name for name, problem in self.probe.methods.items() if problem is None)] if self.probe else []
 
     def arrive(self) -> None:
         """Writes the worker's row, takes back what died on this machine, and starts beating."""

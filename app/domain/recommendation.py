@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
+from app.domain.contract import Contract, broken_terms, unknown_terms
 from app.domain.evaluation import Name
 from app.domain.hardware import Hardware
 
@@ -136,17 +137,6 @@ CAUTION: Final = (
 )
 
 
-class Contract(BaseModel, extra="forbid", frozen=True):
-    """Terms that a model must meet. What was not measured yet is neither met nor broken."""
-
-    max_kl_divergence: float | None = Field(default=None, gt=0)
-    max_perplexity_ratio: float | None = Field(default=None, ge=1)
-    min_top1_agreement: float | None = Field(default=None, gt=0, le=1)
-    max_memory_bytes: int | None = Field(default=None, gt=0)
-    max_size_bytes: int | None = Field(default=None, gt=0)
-    min_decode_tokens_per_second: float | None = Field(default=None, gt=0)
-
-
 class RecommendationRequest(BaseModel, extra="forbid", frozen=True):
     """The body of POST /v1/recommendations."""
 
@@ -207,25 +197,15 @@ def contract_verdict(candidate: Candidate, contract: Contract) -> tuple[bool | N
     """True, False or None (a term was not measured), and the terms that are broken, in words."""
     measured = candidate.measured or Measured(of="")
     values = {
-        "max_kl_divergence": measured.kl_divergence,
-        "max_perplexity_ratio": measured.perplexity_ratio,
-        "min_top1_agreement": measured.top1_agreement,
-        "max_memory_bytes": candidate.memory_bytes,
-        "max_size_bytes": candidate.weights_bytes,
-        "min_decode_tokens_per_second": measured.decode_tokens_per_second,
+        "kl_divergence": measured.kl_divergence,
+        "perplexity_ratio": measured.perplexity_ratio,
+        "top1_agreement": measured.top1_agreement,
+        "memory_bytes": candidate.memory_bytes,
+        "size_bytes": candidate.weights_bytes,
+        "decode_tokens_per_second": measured.decode_tokens_per_second,
     }
-    terms = contract.model_dump(exclude_none=True)
-    broken = [_broken(name, bound, values[name]) for name, bound in terms.items() if _breaks(name, bound, values[name])]
-    unknown = any(values[name] is None for name in terms)
-    return (False if broken else None if unknown else True), broken
-
-
-def _breaks(name: str, bound: float, value: float | None) -> bool:
-    return value is not None and (value > bound if name.startswith("max_") else value < bound)
-
-
-def _broken(name: str, bound: float, value: float | None) -> str:
-    return f"{name} is {bound:g}, and it has {value:g}"
+    broken = broken_terms(contract, values)
+    return (False if broken else None if unknown_terms(contract, values) else True), broken
 
 
 def rank(candidates: Iterable[Candidate], goal: Goal, contract: Contract) -> tuple[list[Candidate], bool]:

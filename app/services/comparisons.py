@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from app.domain.artifacts import ArtifactKind
 from app.domain.comparison import ComparisonRequest
-from app.domain.errors import BitmillError, IllegalTransition, InvalidParameter, NoWorkerAvailable
+from app.domain.errors import BitmillError, IllegalTransition, InvalidParameter
 from app.domain.evaluation import EvaluationRequest
 from app.domain.files import uploads_in
 from app.domain.hardware import Device
@@ -42,7 +43,7 @@ class ComparisonService:
         A method that no worker has becomes a row that says so. Raises NotFound, InvalidRequest or NoWorkerAvailable.
         """
         self.evaluations.check(self._original(request))
-        queue = self._queue(request)
+        queue = self.workers.queue_on(request.device, param="device")
         comparison = ComparisonRow(
             id=new_id("cmp"), model=request.model, request=request.model_dump(mode="json", by_alias=True), queue=queue,
             created_at=time.time(),
@@ -62,21 +63,12 @@ class ComparisonService:
     def _original(self, request: ComparisonRequest) -> EvaluationRequest:
         with self.database.reading() as session:
             artifact = ArtifactRepository(session).find(request.model)
-        if artifact is not None and artifact.method is not None:
+        if artifact is not None and artifact.kind == ArtifactKind.QUANTIZED:
             raise InvalidParameter(
                 f"model {request.model!r} is quantized already; compare methods of its source {artifact.source!r}",
                 param="model",
             )
         return EvaluationRequest(model=request.model, **request.measuring)
-
-    def _queue(self, request: ComparisonRequest) -> str:
-        if request.device == "auto":
-            return self.workers.any_queue()
-        if not any(request.device in worker.queues for worker in self.workers.recent()):
-            raise NoWorkerAvailable(
-                f"no worker takes jobs from queue {request.device}; start one with `bitmill worker`", param="device"
-            )
-        return request.device
 
     def _row(self, comparison: ComparisonRow, number: int, method: dict[str, Any]) -> ComparedRow:
         spec = _known(number, method)
