@@ -12,9 +12,10 @@ import httpx
 from rich.console import Console
 
 import app
+from app.cli import contracts, launch, tables
 from app.cli import demo as demonstration
-from app.cli import launch, tables
 from app.cli.comparisons import compare
+from app.cli.contracts import contract_options, read_contract
 from app.cli.evaluations import evaluate, recommend
 from app.cli.files import files
 from app.cli.parameters import read_parameters
@@ -98,19 +99,25 @@ def migrate() -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--method", default="gguf", show_default=True, help="Method; `bitmill methods` lists them.")
+@click.option(
+    "--method", default="gguf", show_default=True,
+    help="Method; `bitmill methods` lists them. auto searches for the smallest that meets the terms given below.",
+)  # fmt: skip
 @click.option(
     "--set", "parameters", multiple=True, metavar="NAME=VALUE",
     help="A parameter of the method, such as quantization=Q5_K_M or calibration.samples=64. Repeatable.",
 )  # fmt: skip
 @click.option("--suffix", help="Ends the new model's name.")
 @click.option("--gate", type=click.Choice(["on", "off"]), default="on", help="off keeps an artifact of poor quality.")
+@contract_options
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
-def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool) -> None:
+def quantize(
+    model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool, **terms: Any
+) -> None:
     """Submit a quantization job for MODEL."""
     values = read_parameters(parameters)
     with _client() as client:
-        job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate)
+        job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate, contract=read_contract(terms))
         click.echo(job["id"])
         if wait:
             _wait(client, job["id"])
@@ -119,6 +126,9 @@ def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str |
 def _wait(client: BitmillClient, job_id: str) -> None:
     console = Console(stderr=True)
     job = follow_job(client, job_id, console)
+    findings = job.get("contract_proof") or (job["error"] or {}).get("details")
+    if findings:
+        console.print(contracts.tried(findings))
     if job["status"] != "succeeded":
         reason = job["error"]["message"] if job["error"] else job["status"]
         raise click.ClickException(f"{job_id} {job['status']}: {reason}")

@@ -38,9 +38,13 @@ class BitmillClient:
     ) -> None:
         self._http.close()
 
-    def submit(self, model: str, method: Json, *, suffix: str | None = None, gate: str = "on") -> Json:
+    def submit(
+        self, model: str, method: Json, *, suffix: str | None = None, gate: str = "on", contract: Json | None = None
+    ) -> Json:
         """POST /v1/quantization/jobs. Raises RequestFailed."""
-        body = {"model": model, "method": method, "quality": {"gate": gate}} | ({"suffix": suffix} if suffix else {})
+        optional = {"suffix": suffix, "contract": contract}
+        body = {"model": model, "method": method, "quality": {"gate": gate}}
+        body |= {name: value for name, value in optional.items() if value}
         return self._request("POST", "/v1/quantization/jobs", json=body)
 
     def job(self, job_id: str) -> Json:
