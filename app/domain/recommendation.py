@@ -81,50 +81,50 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         devices=EVERYWHERE, goals=frozenset({Goal.FINETUNE}),
         methods=(NF4, {"type": "bitsandbytes", "quantization": "int8"}),
-        reason="QLoRA trains adapters on a frozen NF4 base, at the quality of 16-bit fine-tuning",
+        reason="QLoRA trains adapters on a frozen NF4 base and keeps the task performance of 16-bit fine-tuning",
         source="https://arxiv.org/abs/2305.14314",
     ),
     Rule(
         devices=HOSTS, goals=frozenset({Goal.SPEED}),
         methods=(_gguf("Q4_K_M"), _gguf("Q5_K_M"), _gguf("Q8_0")),
-        reason="llama.cpp has kernels for these processors, and decoding is bound by the bytes of the weights",
+        reason="llama.cpp generates faster the fewer bytes the weights have, down to Q4_K_M",
         source="https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md",
     ),
     Rule(
         devices=HOSTS, goals=frozenset({Goal.QUALITY}),
         methods=(_gguf("Q5_K_M"), _gguf("Q4_K_M"), _gguf("Q8_0")),
-        reason="Q5_K_M stays close to the original at two thirds of the bytes of Q8_0",
-        source="https://github.com/ggml-org/llama.cpp/pull/1684",
+        reason="Q5_K_M has two thirds of the bytes of Q8_0, at a KL divergence of 0.01 nats for Llama 3 8B",
+        source="https://github.com/ggml-org/llama.cpp/pull/6936",
     ),
     Rule(
         devices=HOSTS, goals=frozenset({Goal.SIZE}),
         methods=(_gguf("Q4_K_M"), _gguf("IQ4_XS"), _gguf("Q3_K_M")),
-        reason="below four bits per weight quality falls off quickly",
-        source="https://github.com/ggml-org/llama.cpp/pull/1684",
+        reason="below four bits quality falls off: Llama 3 8B has 1.03 times its perplexity at Q4_K_M, 1.56 at Q2_K",
+        source="https://github.com/ggml-org/llama.cpp/pull/6936",
     ),
     Rule(
         devices=frozenset({DeviceClass.CONSUMER}), goals=frozenset({Goal.SPEED}),
         methods=({"type": "gptq", "bits": 4}, NF4, {"type": "awq"}),
-        reason="with few requests decoding is bound by the bytes of the weights, which 4-bit kernels read fastest",
+        reason="decoding single requests is bound by reading the weights: 3 and 4 bits were 4.5 times as fast on an A6000",
         source="https://arxiv.org/abs/2210.17323",
     ),
     Rule(
         devices=frozenset({DeviceClass.CONSUMER}), goals=frozenset({Goal.QUALITY, Goal.SIZE}),
         methods=(NF4, {"type": "gptq", "bits": 4}, {"type": "awq"}),
-        reason="NF4 fits where memory is short, and needs no calibration data",
+        reason="NF4 fits where memory is short: a quarter of 16 bits, and no calibration data",
         source="https://arxiv.org/abs/2305.14314",
     ),
     Rule(
         devices=frozenset({DeviceClass.DATACENTER}), goals=frozenset({Goal.SPEED, Goal.QUALITY, Goal.SIZE}),
         methods=({"type": "awq"}, {"type": "gptq", "bits": 4}, {"type": "int8"}, {"type": "none", "dtype": "bf16"}),
-        reason="AWQ and GPTQ keep most of the quality at four bits and have kernels for batched serving",
-        source="https://arxiv.org/abs/2306.00978",
+        reason="kernels for AWQ's and GPTQ's layouts keep near four times the speed of 16 bits up to 16 to 32 requests",
+        source="https://arxiv.org/abs/2408.11743",
     ),
     Rule(
         devices=frozenset({DeviceClass.HOPPER}), goals=frozenset({Goal.SPEED, Goal.QUALITY, Goal.SIZE}),
         methods=({"type": "fp8"}, {"type": "awq"}, {"type": "gptq", "bits": 4}, {"type": "none", "dtype": "bf16"}),
-        reason="FP8 tensor cores multiply at twice the rate of bf16, at next to no loss",
-        source="https://arxiv.org/abs/2209.05433",
+        reason="FP8 halves the memory of 16 bits and serves up to 1.6 times the throughput at minimal loss",
+        source="https://docs.vllm.ai/en/stable/features/quantization/fp8/",
     ),
 )  # fmt: skip
 
@@ -132,8 +132,9 @@ RULES: Final[tuple[Rule, ...]] = (
 HIGH_CONCURRENCY: Final = 32
 WEIGHT_ONLY: Final = frozenset({"awq", "gptq", "int4", "hqq", "autoround", "bitsandbytes", "fp4"})
 CAUTION: Final = (
-    "4-bit weight-only formats unpack weights at every step: at high concurrency, where arithmetic is the limit, they "
-    "can be slower than bf16 on such a GPU (https://arxiv.org/abs/2408.11743); measure with `bitmill evaluate`"
+    "4-bit weight-only formats unpack weights at every step: from some 32 requests at a time on even kernels made for "
+    "it gain less and less (https://arxiv.org/abs/2408.11743), and others can be slower than bf16 on such a GPU; measure "
+    "with `bitmill compare`"
 )
 
 
