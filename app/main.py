@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 
 import app as package
-from app.api import evaluations, operations, planning, quantization
+from app.api import comparisons, evaluations, operations, planning, quantization
 from app.api.dependencies import require_api_key
 from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, fine_tuning, models
@@ -18,6 +18,7 @@ from app.persistence.unit_of_work import Database
 from app.processes import die_with_parent
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher
+from app.services.comparisons import ComparisonService
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.exports import ExportService
@@ -52,6 +53,7 @@ def create_app(
     app.state.jobs = QuantizationJobService(database, settings, dispatcher, workers)
     app.state.evaluations = EvaluationService(database, settings, dispatcher, workers)
     app.state.fine_tuning = FineTuningService(database, settings, dispatcher, workers)
+    app.state.comparisons = ComparisonService(database, dispatcher, workers, app.state.evaluations)
     app.state.estimates = EstimateService(database, settings)
     app.state.recommendations = RecommendationService(database, app.state.estimates, workers)
     app.state.serving = serving or ServingClient(settings.serving_url)
@@ -64,7 +66,8 @@ def create_app(
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
-    guarded = (quantization, evaluations, planning, operations, completions, deployments, files, models, fine_tuning)
+    ours = (quantization, evaluations, comparisons, planning, operations)
+    guarded = (*ours, completions, deployments, files, models, fine_tuning)
     for module in guarded:
         app.include_router(module.router, dependencies=[Depends(require_api_key)])
 

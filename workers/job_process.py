@@ -64,6 +64,14 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     channel.send({"kind": "done", "report": report, "peak_memory_bytes": peak_memory_bytes()})
 
 
+def resolve_source(task: Message, channel: Channel, settings: Settings) -> None:
+    """Brings the source to this disk and tells what it is, for work that has to know it before it begins."""
+    from workers.sources.resolve import resolve
+
+    source = resolve(task["model"], settings, Reporter(channel, (0.0, 1.0)).report)
+    channel.send({"kind": "done", "source": describe(source.name, source.fingerprint, source.checkpoint)})
+
+
 def _widened(spec: MethodSpec, checkpoint: Checkpoint, settings: Settings) -> dict[str, str]:
     """The setting that makes this architecture possible, if it takes one: the result depends on its value."""
     known = spec.architectures is None or checkpoint.architecture in spec.architectures
@@ -117,10 +125,18 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
     )  # fmt: skip
     write_card(staged, facts)
     sha256 = artifacts.seal(staged)
-    channel.send({"kind": "done", "card": card.model_dump(mode="json"), "manifest_sha256": sha256})
+    channel.send(
+        {
+            "kind": "done",
+            "card": card.model_dump(mode="json"),
+            "manifest_sha256": sha256,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+    )
 
 
 STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {
+    "resolve": resolve_source,
     "quantize": quantize,
     "prove": prove,
     "evaluate": evaluate,

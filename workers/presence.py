@@ -13,6 +13,7 @@ import psutil
 from sqlalchemy.exc import SQLAlchemyError
 
 import app
+from app.domain.contract import AUTO
 from app.domain.errors import IllegalTransition, WorkerLost
 from app.domain.hardware import Device
 from app.domain.jobs import FINAL_STATES, JobState
@@ -24,6 +25,7 @@ from app.persistence.workers import WorkerRepository
 from app.queue.dispatcher import Dispatcher
 from app.settings import Settings
 from app.storage import artifacts
+from workers.comparisons import advance_comparisons
 from workers.probe import Probe, probe_in_child
 
 log = logging.getLogger(__name__)
@@ -62,8 +64,8 @@ class Presence:
 
     @property
     def methods(self) -> list[str]:
-        """What this worker has the libraries for."""
-        return [name for name, problem in self.probe.methods.items() if problem is None] if self.probe else []
+        """What this worker can be asked for: what it has the libraries of, and to search among that."""
+        return [AUTO, *(name for name, problem in self.probe.methods.items() if problem is None)] if self.probe else []
 
     def arrive(self) -> None:
         """Writes the worker's row, takes back what died on this machine, and starts beating."""
@@ -115,6 +117,7 @@ class Presence:
         with self.database.transaction() as session:
             WorkerRepository(session).beat(self.worker_id, self.current_job_id)
         self.requeue_expired()
+        advance_comparisons(self.database, self.settings, self.dispatcher)
         if self.current_job_id is None:
             self.ring_for_unclaimed()
 

@@ -16,10 +16,13 @@ from app.domain.model_names import FINE_TUNED_PREFIX
 from app.domain.quantization.catalog import parse_method
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.jobs import JobRepository
+from app.persistence.predictions import predict_job
 from app.persistence.tables import ArtifactRow, JobRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
+from app.storage.checkpoints import inspect_checkpoint
+from app.storage.shapes import shape_of_checkpoint
 from workers.child import Message
 from workers.versions import versions_of
 
@@ -71,6 +74,14 @@ class Publisher:
                 repository.delete(existing.id)
             repository.add(_base_row(source))
 
+    def predict(self, job: JobRow, source: Message) -> None:
+        """Stores what the job is expected to take, where its submission could not tell."""
+        if job.predicted is not None:
+            return
+        shape = shape_of_checkpoint(inspect_checkpoint(Path(source["path"])))
+        with self.database.transaction() as session:
+            JobRepository(session).keep_prediction(job.id, predict_job(session, job.method, shape))
+
     def find_existing(self, job: JobRow, source: Message) -> ArtifactRow | None:
         """The artifact of an identical request, if its files are still there."""
         with self.database.reading() as session:
@@ -80,10 +91,13 @@ class Publisher:
         row = ArtifactRepository(session).find_result(_key(job, source), job.suffix)
         return row if row is not None and artifacts.locate(row, self.settings).is_dir() else None
 
-    def publish(self, job: JobRow, attempt: int, staged: Path, result: Result) -> ArtifactRow | None:
+    def publish(
+        self, job: JobRow, attempt: int, staged: Path, result: Result, *, ends_job: bool = True
+    ) -> tuple[ArtifactRow, bool]:
         """Renames a sealed folder into the store, then commits its row together with the job's success.
 
-        Returns an identical artifact instead, if another job published one in the meantime. Raises
+        Returns the row and whether it is new: an identical artifact stands in its place, and the job is left as it
+        was, if another job published one in the meantime. With `ends_job` False the job goes on in any case. Raises
         IllegalTransition, with nothing left behind, when the attempt no longer owns the job. A crash in
         between leaves a folder that no row names, which a worker removes at its start.
         """
@@ -94,13 +108,14 @@ class Publisher:
                 existing = self._existing(session, job, result.source)
                 if existing is None:
                     row = _quantized_row(job, artifact_id, result, artifacts.size_bytes(folder))
-                    self._commit(session, job, attempt, row)
+                    self._commit(session, job, attempt, row, ends_job=ends_job)
         except BitmillError:
             artifacts.remove(folder)
             raise
         if existing is not None:
             artifacts.remove(folder)
-        return existing
+            return existing, False
+        return row, True
 
     def publish_trained(self, job: JobRow, attempt: int, staged: Path, trained: Trained) -> None:
         """The same for a trained model, of which no other job can have made an equal. Raises IllegalTransition."""
@@ -118,10 +133,13 @@ class Publisher:
             artifacts.remove(folder)
             raise
 
-    def _commit(self, session: Session, job: JobRow, attempt: int, row: ArtifactRow) -> None:
+    def _commit(self, session: Session, job: JobRow, attempt: int, row: ArtifactRow, *, ends_job: bool) -> None:
         repository = ArtifactRepository(session)
         row.name = _free_name(row, repository)
         repository.add(row)
+        if not ends_job:
+            JobRepository(session).require_held(job.id, attempt=attempt)
+            return
         message = f"{row.name} is ready."
         JobRepository(session).transition(
             job.id, JobState.SUCCEEDED, message=message, attempt=attempt, values=_outcome(row)
@@ -129,13 +147,18 @@ class Publisher:
 
 
 def _outcome(row: ArtifactRow) -> dict[str, Any]:
-    """The columns of a job that succeeded with this artifact."""
+    """The columns of a job that succeeded with this artifact, which it made."""
     return {
         "artifact_id": row.id,
         "quantized_model": row.name,
         "quality": row.quality,
         "fraction": 1.0,
         "stage": "done",
+        "actual": {
+            "weights_bytes": round(row.bits_per_weight * row.parameter_count / 8),
+            "peak_memory_bytes": row.peak_memory_bytes,
+            "seconds": row.seconds,
+        },
     }
 
 

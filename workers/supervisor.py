@@ -26,6 +26,7 @@ from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
 from workers.child import Child, ChildCrashed, Message
+from workers.contracts import keep_contract
 from workers.presence import Presence, release
 from workers.progress import ProgressGate
 from workers.publisher import Publisher, Result
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # How often a running job's row is read for a wish to cancel: well inside the two seconds that are promised.
 WATCH_SECONDS = 0.3
+# What the column of a job's stage holds.
+STAGE_LENGTH = 64
 # How long work that is to pause may take to save a checkpoint.
 PAUSE_SECONDS = 120.0
 # What a job nobody works on has in its columns.
@@ -69,6 +72,13 @@ class Attempt:
     job: JobRow
     number: int
     staging: Path
+    # Which part of the job's progress the work at hand fills, and what it is called there.
+    span: tuple[float, float] = (0.0, 1.0)
+    label: str = ""
+
+    @property
+    def artifact(self) -> Path:
+        return self.staging / "artifact"
 
 
 class Supervisor:
@@ -123,10 +133,10 @@ class Supervisor:
         except LeaseLost:
             log.warning("job %s: attempt %s lost its lease", attempt.job.id, attempt.number)
         except CancelRequested:
-            self._finish(attempt, JobState.CANCELLED, "The job was cancelled.")
+            self.finish(attempt, JobState.CANCELLED, "The job was cancelled.")
         except PauseRequested:
             message = "The job is paused; resumed, it goes on from its last checkpoint."
-            self._finish(attempt, JobState.PAUSED, message, UNHELD)
+            self.finish(attempt, JobState.PAUSED, message, UNHELD)
         except Stopping:
             self._give_back(attempt)
         except ChildCrashed as crash:
@@ -137,21 +147,33 @@ class Supervisor:
             self._fail(attempt, DiskFull.from_os_error(error) or BitmillError(f"the worker failed: {error}"))
 
     def _quantize(self, attempt: Attempt) -> None:
+        if "contract" in (attempt.job.request or {}):
+            return keep_contract(self, attempt)
+        made = self.make(attempt)
+        if isinstance(made, ArtifactRow):
+            return self._reuse(attempt, made)
+        row, is_new = self.publish(attempt, made)
+        return None if is_new else self._reuse(attempt, row)
+
+    def make(self, attempt: Attempt) -> ArtifactRow | Result:
+        """The artifact of an identical request, or what was made and proven in its place, still to be published."""
         started = time.monotonic()
-        attempt.staging.mkdir(parents=True)
+        attempt.staging.mkdir(parents=True, exist_ok=True)
         with self.child(attempt, "quantize") as child:
             source = self.wait_for(child, attempt, "resolved")
             self.publisher.import_source(source)
             existing = self.publisher.find_existing(attempt.job, source)
             if existing is not None:
-                return self._reuse(attempt, existing)
+                return existing
+            self.publisher.predict(attempt.job, source)
             child.send({"go": True})
             made = self.wait_for(child, attempt, "done")
         with self.child(attempt, "prove") as child:
             child.send({"source": source, "made": made})
             proof = self.wait_for(child, attempt, "done")
         made["seconds"] = time.monotonic() - started
-        return self._publish(attempt, Result(source=source, made=made, proof=proof))
+        made["peak_memory_bytes"] = max(made["peak_memory_bytes"], proof["peak_memory_bytes"])
+        return Result(source=source, made=made, proof=proof)
 
     def _evaluate(self, attempt: Attempt) -> None:
         request = EvaluationRequest.model_validate(attempt.job.request)
@@ -188,7 +210,7 @@ class Supervisor:
             "method": job.method,
             "request": job.request,
             "gate": job.gate,
-            "artifact": str(attempt.staging / "artifact"),
+            "artifact": str(attempt.artifact),
             "checkpoints": str(self.settings.checkpoints_folder / job.id),
         }
         return Child("workers.job_process", task, log=self.settings.logs_folder / "jobs" / f"{job.id}.log")
@@ -210,8 +232,15 @@ class Supervisor:
                 raise PauseRequested
             if message["kind"] in RECORDED:
                 self._record(attempt, message)
-            if message["kind"] == "progress" and gate.lets_through(message["fraction"], message["stage"]):
-                self._record_progress(attempt, gate, message)
+            if message["kind"] == "progress":
+                self._pass_on(attempt, gate, message)
+
+    def _pass_on(self, attempt: Attempt, gate: ProgressGate, message: Message) -> None:
+        start, end = attempt.span
+        fraction, stage = start + (end - start) * message["fraction"], message["stage"]
+        shown = f"{stage} ({attempt.label})" if attempt.label else stage
+        if gate.lets_through(fraction, shown):
+            self._record_progress(attempt, gate, message | {"fraction": fraction, "stage": shown[:STAGE_LENGTH]})
 
     def _record(self, attempt: Attempt, message: Message) -> None:
         with self.database.transaction() as session:
@@ -244,17 +273,16 @@ class Supervisor:
             "reused": True,
         }
         message = f"The same request made {existing.name} before; it is reused."
-        self._finish(attempt, JobState.SUCCEEDED, message, values)
+        self.finish(attempt, JobState.SUCCEEDED, message, values)
 
-    def _publish(self, attempt: Attempt, result: Result) -> None:
+    def publish(self, attempt: Attempt, result: Result, *, ends_job: bool = True) -> tuple[ArtifactRow, bool]:
+        """See Publisher.publish. Raises LeaseLost or CancelRequested."""
         if self.renew(attempt) is None:
             raise LeaseLost
         try:
-            existing = self.publisher.publish(attempt.job, attempt.number, attempt.staging / "artifact", result)
+            return self.publisher.publish(attempt.job, attempt.number, attempt.artifact, result, ends_job=ends_job)
         except IllegalTransition as error:
             raise self.why_not(attempt) from error
-        if existing is not None:
-            self._reuse(attempt, existing)
 
     def why_not(self, attempt: Attempt) -> Exception:
         """What a result that could not be committed means."""
@@ -274,7 +302,7 @@ class Supervisor:
     def is_stopping(self) -> bool:
         return self._stopping.is_set()
 
-    def _finish(
+    def finish(
         self, attempt: Attempt, state: JobState, message: str, values: dict[str, Any] | None = None,
         level: str = "info",
     ) -> None:  # fmt: skip
@@ -301,12 +329,12 @@ class Supervisor:
 
     def _fail(self, attempt: Attempt, error: BitmillError) -> None:
         log.warning("job %s failed: %s", attempt.job.id, error)
-        self._finish(attempt, JobState.FAILED, error.message, {"error": error.to_dict()}, level="error")
+        self.finish(attempt, JobState.FAILED, error.message, {"error": error.to_dict()}, level="error")
 
     def _give_back(self, attempt: Attempt) -> None:
         """A worker that is stopped on purpose costs the job no attempt."""
         values = {**UNHELD, "dispatched_at": None, "fraction": 0.0}
-        self._finish(attempt, JobState.QUEUED, "The worker is shutting down; the job is queued again.", values)
+        self.finish(attempt, JobState.QUEUED, "The worker is shutting down; the job is queued again.", values)
 
     def _lose(self, attempt: Attempt, why: str) -> None:
         with self.database.transaction() as session:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.domain.errors import AuthenticationFailed
+from app.services.comparisons import ComparisonService
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
 from app.services.exports import ExportService
@@ -41,6 +42,7 @@ async def require_api_key(request: Request) -> None:
         raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
+Comparisons = Annotated[ComparisonService, _from_state("comparisons")]
 Estimates = Annotated[EstimateService, _from_state("estimates")]
 Evaluations = Annotated[EvaluationService, _from_state("evaluations")]
 FineTuning = Annotated[FineTuningService, _from_state("fine_tuning")]

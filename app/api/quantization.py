@@ -22,6 +22,7 @@ def create_job(body: CreateQuantizationJob, jobs: Jobs) -> dict[str, Any]:
         method=body.method,
         suffix=body.suffix,
         gate=body.quality.gate,
+        contract=body.contract,
         metadata=body.metadata,
     )
     return job_view(jobs.submit(new))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, StringConstraints
 
 from app.domain.artifacts import QualityOptions
+from app.domain.contract import JobContract
 from app.domain.jobs import JobState, public_status
 from app.persistence.tables import ArtifactRow, DeploymentRow, FileRow, JobEventRow, JobRow, WorkerRow
 
@@ -27,6 +28,9 @@ class CreateQuantizationJob(BaseModel, extra="forbid"):
         default=None, description="Ends the new model's name."
     )
     quality: QualityOptions = Field(default_factory=QualityOptions)
+    contract: JobContract | None = Field(
+        default=None, description="Terms that the result must meet as measured. The method `auto` needs one."
+    )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
 
 
@@ -47,6 +51,10 @@ def job_view(row: JobRow) -> dict[str, Any]:
         "quantized_model": row.quantized_model,
         "reused": row.reused,
         "quality": row.quality,
+        "contract": (row.request or {}).get("contract"),
+        "contract_proof": row.result,
+        "predicted": row.predicted,
+        "actual": row.actual,
         "error": row.error,
         "attempt": row.attempt,
         "worker": row.worker_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,11 +12,14 @@ import httpx
 from rich.console import Console
 
 import app
+from app.cli import contracts, launch, tables
 from app.cli import demo as demonstration
-from app.cli import launch, tables
+from app.cli.comparisons import compare
+from app.cli.contracts import contract_options, read_contract
 from app.cli.evaluations import evaluate, recommend
 from app.cli.exports import export, push
 from app.cli.files import files
+from app.cli.parameters import read_parameters
 from app.cli.progress import follow_job
 from app.cli.serving import deployments, engines
 from app.client import BitmillClient, RequestFailed
@@ -98,21 +100,25 @@ def migrate() -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--method", default="gguf", show_default=True, help="Method; `bitmill methods` lists them.")
+@click.option(
+    "--method", default="gguf", show_default=True,
+    help="Method; `bitmill methods` lists them. auto searches for the smallest that meets the terms given below.",
+)  # fmt: skip
 @click.option(
     "--set", "parameters", multiple=True, metavar="NAME=VALUE",
     help="A parameter of the method, such as quantization=Q5_K_M or calibration.samples=64. Repeatable.",
 )  # fmt: skip
 @click.option("--suffix", help="Ends the new model's name.")
 @click.option("--gate", type=click.Choice(["on", "off"]), default="on", help="off keeps an artifact of poor quality.")
+@contract_options
 @click.option("--wait", is_flag=True, help="Follow the job to its end.")
-def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool) -> None:
+def quantize(
+    model: str, method: str, parameters: tuple[str, ...], suffix: str | None, gate: str, wait: bool, **terms: Any
+) -> None:
     """Submit a quantization job for MODEL."""
-    values: dict[str, Any] = {}
-    for text in parameters:
-        _set_parameter(values, text)
+    values = read_parameters(parameters)
     with _client() as client:
-        job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate)
+        job = client.submit(model, {"type": method, **values}, suffix=suffix, gate=gate, contract=read_contract(terms))
         click.echo(job["id"])
         if wait:
             _wait(client, job["id"])
@@ -121,24 +127,13 @@ def quantize(model: str, method: str, parameters: tuple[str, ...], suffix: str |
 def _wait(client: BitmillClient, job_id: str) -> None:
     console = Console(stderr=True)
     job = follow_job(client, job_id, console)
+    findings = job.get("contract_proof") or (job["error"] or {}).get("details")
+    if findings:
+        console.print(contracts.tried(findings))
     if job["status"] != "succeeded":
         reason = job["error"]["message"] if job["error"] else job["status"]
         raise click.ClickException(f"{job_id} {job['status']}: {reason}")
     click.echo(job["quantized_model"])
-
-
-def _set_parameter(values: dict[str, Any], text: str) -> None:
-    """Reads NAME=VALUE; the value is JSON or else text, and a dot in the name leads into an object."""
-    path, separator, value = text.partition("=")
-    if not separator:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
-    *parents, name = path.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-    try:
-        values[name] = json.loads(value)
-    except ValueError:
-        values[name] = value
 
 
 @cli.group()
@@ -178,6 +173,7 @@ def cancel_job(job_id: str) -> None:
         click.echo(f"{job_id} {client.cancel(job_id)['status']}")
 
 
+cli.add_command(compare)
 cli.add_command(evaluate)
 cli.add_command(recommend)
 cli.add_command(export)

@@ -116,6 +116,33 @@ def recommendation(answer: Json) -> Table:
     return table
 
 
+def comparison(answer: Json) -> Table:
+    """A row for every model that was measured, with standard errors; tokens/s are at 1 and at 8 requests."""
+    right = [Column(name, justify="right") for name in ("bits", "size", "memory", "KL (nats)", "top-1")]
+    table = Table(Column("method", overflow="fold"), *right, Column("tokens/s", justify="right"), "front")
+    for row in answer["rows"]:
+        if row["error"]:
+            continue
+        rates = [row["decode_tokens_per_second"].get(count) for count in ("1", "8")]
+        memory = row["gpu_bytes"] or row["resident_bytes"]
+        table.add_row(
+            row["label"],
+            f"{row['bits_per_weight']:.1f}" if row["bits_per_weight"] else "",
+            size(row["size_bytes"]) if row["size_bytes"] else "",
+            size(memory) if memory else "",
+            _with_error(row["kl_divergence"], 4),
+            _with_error(row["top1_agreement"], 3),
+            ", ".join("–" if rate is None else f"{rate:.0f}" for rate in rates),
+            "yes" if row["on_pareto_front"]["size_speed_and_kl_divergence"] else "",
+        )
+    return table
+
+
+def _with_error(value: Json | None, digits: int) -> str:
+    """Without spaces, so that a narrow terminal does not break it."""
+    return f"{value['value']:.{digits}f}±{value['standard_error']:.{digits}f}" if value else ""
+
+
 def _quality_rows(quality: Json | None) -> list[tuple[str, str, str]]:
     if quality is None:
         return []

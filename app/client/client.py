@@ -40,9 +40,13 @@ class BitmillClient:
     ) -> None:
         self._http.close()
 
-    def submit(self, model: str, method: Json, *, suffix: str | None = None, gate: str = "on") -> Json:
+    def submit(
+        self, model: str, method: Json, *, suffix: str | None = None, gate: str = "on", contract: Json | None = None
+    ) -> Json:
         """POST /v1/quantization/jobs. Raises RequestFailed."""
-        body = {"model": model, "method": method, "quality": {"gate": gate}} | ({"suffix": suffix} if suffix else {})
+        optional = {"suffix": suffix, "contract": contract}
+        body = {"model": model, "method": method, "quality": {"gate": gate}}
+        body |= {name: value for name, value in optional.items() if value}
         return self._request("POST", "/v1/quantization/jobs", json=body)
 
     def job(self, job_id: str) -> Json:
@@ -77,6 +81,25 @@ class BitmillClient:
     def recommend(self, model: str, **options: Any) -> Json:
         """POST /v1/recommendations. Raises RequestFailed."""
         return self._request("POST", "/v1/recommendations", json={"model": model, **options})
+
+    def compare(self, model: str, **options: Any) -> Json:
+        """POST /v1/comparisons. Raises RequestFailed."""
+        return self._request("POST", "/v1/comparisons", json={"model": model, **options})
+
+    def comparison(self, comparison_id: str) -> Json:
+        return self._request("GET", f"/v1/comparisons/{comparison_id}")
+
+    def comparisons(self, *, limit: int = 20) -> list[Json]:
+        return self._list("/v1/comparisons", params={"limit": limit})
+
+    def cancel_comparison(self, comparison_id: str) -> Json:
+        return self._request("POST", f"/v1/comparisons/{comparison_id}/cancel")
+
+    def comparison_report(self, comparison_id: str, format_: str = "html") -> str:
+        """What has been measured so far, as json, csv, markdown or html."""
+        response = self._http.get(f"/v1/comparisons/{comparison_id}/report", params={"format": format_})
+        _raise_for_error(response)
+        return response.text
 
     def methods(self) -> list[Json]:
         return self._list("/v1/quantization/methods")

@@ -18,6 +18,7 @@ BitmillError
 ├── NotFound
 │   ├── ModelNotFound
 │   ├── JobNotFound
+│   ├── ComparisonNotFound
 │   ├── SourceNotFound
 │   └── FileNotFound
 ├── Conflict                       the request is right, the moment is wrong
@@ -41,7 +42,8 @@ BitmillError
     ├── QuantizationFailed
     ├── EvaluationFailed
     ├── TrainingFailed
-    └── QualityGateFailed
+    ├── QualityGateFailed
+    └── ContractUnsatisfiable      no candidate meets every term; `details` has what was found
 
 Each class has a stable `code`, which clients may compare; messages are for people and may change.
 `app.error_handlers` holds the one table from these classes to HTTP statuses.
@@ -143,6 +145,10 @@ class ModelNotFound(NotFound):
 
 class JobNotFound(NotFound):
     code = "job_not_found"
+
+
+class ComparisonNotFound(NotFound):
+    code = "comparison_not_found"
 
 
 class SourceNotFound(NotFound):
@@ -261,6 +267,19 @@ class TrainingFailed(JobFailed):
 
 class QualityGateFailed(JobFailed):
     code = "quality_gate_failed"
+
+
+class ContractUnsatisfiable(JobFailed):
+    """`details` tells what was tried, what it measured, and which terms it broke."""
+
+    code = "contract_unsatisfiable"
+
+    def __init__(self, message: str, *, param: str | None = None, details: dict[str, Any] | None = None) -> None:
+        super().__init__(message, param=param)
+        self.details = details or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"details": self.details}
 
 
 def error_classes() -> dict[str, type[BitmillError]]:

@@ -38,14 +38,9 @@ ENGINE_METRICS: Final = frozenset(Metric) - QUALITY_METRICS
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
-class EvaluationRequest(BaseModel, extra="forbid", frozen=True):
-    """The body of POST /v1/evaluations."""
+class MeasuringOptions(BaseModel, extra="forbid", frozen=True):
+    """What is measured, and on which text."""
 
-    model: Name = Field(description="A model of GET /v1/models, or a source as quantization jobs take it.")
-    reference: Name | None = Field(
-        default=None,
-        description="The original that the model is compared with. A quantized model has its own source.",
-    )
     dataset: str = Field(
         default="builtin",
         description=f"{', '.join(NAMED_DATASETS)}, or the id of an uploaded file of text or JSONL.",
@@ -57,7 +52,6 @@ class EvaluationRequest(BaseModel, extra="forbid", frozen=True):
     )
     samples: int = Field(default=32, ge=1, le=4096, description="Windows that are scored at most.")
     context_length: int = Field(default=512, ge=8, le=32768, description="Tokens per window.")
-    engine: str | None = Field(default=None, max_length=64, description="The engine to time, else the one that serves.")
 
     @field_validator("dataset")
     @classmethod
@@ -71,6 +65,17 @@ class EvaluationRequest(BaseModel, extra="forbid", frozen=True):
     @property
     def measures_engine(self) -> bool:
         return bool(ENGINE_METRICS & set(self.metrics))
+
+
+class EvaluationRequest(MeasuringOptions, extra="forbid", frozen=True):
+    """The body of POST /v1/evaluations."""
+
+    model: Name = Field(description="A model of GET /v1/models, or a source as quantization jobs take it.")
+    reference: Name | None = Field(
+        default=None,
+        description="The original that the model is compared with. A quantized model has its own source.",
+    )
+    engine: str | None = Field(default=None, max_length=64, description="The engine to time, else the one that serves.")
 
 
 class Divergence(BaseModel, frozen=True):

@@ -8,6 +8,7 @@ from app.domain.errors import (
     AuthenticationFailed,
     BitmillError,
     Conflict,
+    ContractUnsatisfiable,
     EngineTimeout,
     HubUnreachable,
     InsufficientResources,
@@ -33,6 +34,7 @@ HTTP_STATUS: Final[dict[type[BitmillError], int]] = {
     ServingUnavailable: 503,
     EngineTimeout: 504,
     JobFailed: 500,
+    ContractUnsatisfiable: 422,
     BitmillError: 500,
 }
 

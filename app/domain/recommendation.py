@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
+from app.domain.contract import Contract, broken_terms, unknown_terms
 from app.domain.evaluation import Name
 from app.domain.hardware import Hardware
 
@@ -80,50 +81,50 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         devices=EVERYWHERE, goals=frozenset({Goal.FINETUNE}),
         methods=(NF4, {"type": "bitsandbytes", "quantization": "int8"}),
-        reason="QLoRA trains adapters on a frozen NF4 base, at the quality of 16-bit fine-tuning",
+        reason="QLoRA trains adapters on a frozen NF4 base and keeps the task performance of 16-bit fine-tuning",
         source="https://arxiv.org/abs/2305.14314",
     ),
     Rule(
         devices=HOSTS, goals=frozenset({Goal.SPEED}),
         methods=(_gguf("Q4_K_M"), _gguf("Q5_K_M"), _gguf("Q8_0")),
-        reason="llama.cpp has kernels for these processors, and decoding is bound by the bytes of the weights",
+        reason="llama.cpp generates faster the fewer bytes the weights have, down to Q4_K_M",
         source="https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/README.md",
     ),
     Rule(
         devices=HOSTS, goals=frozenset({Goal.QUALITY}),
         methods=(_gguf("Q5_K_M"), _gguf("Q4_K_M"), _gguf("Q8_0")),
-        reason="Q5_K_M stays close to the original at two thirds of the bytes of Q8_0",
-        source="https://github.com/ggml-org/llama.cpp/pull/1684",
+        reason="Q5_K_M has two thirds of the bytes of Q8_0, at a KL divergence of 0.01 nats for Llama 3 8B",
+        source="https://github.com/ggml-org/llama.cpp/pull/6936",
     ),
     Rule(
         devices=HOSTS, goals=frozenset({Goal.SIZE}),
         methods=(_gguf("Q4_K_M"), _gguf("IQ4_XS"), _gguf("Q3_K_M")),
-        reason="below four bits per weight quality falls off quickly",
-        source="https://github.com/ggml-org/llama.cpp/pull/1684",
+        reason="below four bits quality falls off: Llama 3 8B has 1.03 times its perplexity at Q4_K_M, 1.56 at Q2_K",
+        source="https://github.com/ggml-org/llama.cpp/pull/6936",
     ),
     Rule(
         devices=frozenset({DeviceClass.CONSUMER}), goals=frozenset({Goal.SPEED}),
         methods=({"type": "gptq", "bits": 4}, NF4, {"type": "awq"}),
-        reason="with few requests decoding is bound by the bytes of the weights, which 4-bit kernels read fastest",
+        reason="single requests are bound by reading weights: GPTQ reports 4.5 times the speed of 16 bits on an A6000",
         source="https://arxiv.org/abs/2210.17323",
     ),
     Rule(
         devices=frozenset({DeviceClass.CONSUMER}), goals=frozenset({Goal.QUALITY, Goal.SIZE}),
         methods=(NF4, {"type": "gptq", "bits": 4}, {"type": "awq"}),
-        reason="NF4 fits where memory is short, and needs no calibration data",
+        reason="NF4 fits where memory is short: a quarter of 16 bits, and no calibration data",
         source="https://arxiv.org/abs/2305.14314",
     ),
     Rule(
         devices=frozenset({DeviceClass.DATACENTER}), goals=frozenset({Goal.SPEED, Goal.QUALITY, Goal.SIZE}),
         methods=({"type": "awq"}, {"type": "gptq", "bits": 4}, {"type": "int8"}, {"type": "none", "dtype": "bf16"}),
-        reason="AWQ and GPTQ keep most of the quality at four bits and have kernels for batched serving",
-        source="https://arxiv.org/abs/2306.00978",
+        reason="kernels for AWQ's and GPTQ's layouts keep near four times the speed of 16 bits up to 16 to 32 requests",
+        source="https://arxiv.org/abs/2408.11743",
     ),
     Rule(
         devices=frozenset({DeviceClass.HOPPER}), goals=frozenset({Goal.SPEED, Goal.QUALITY, Goal.SIZE}),
         methods=({"type": "fp8"}, {"type": "awq"}, {"type": "gptq", "bits": 4}, {"type": "none", "dtype": "bf16"}),
-        reason="FP8 tensor cores multiply at twice the rate of bf16, at next to no loss",
-        source="https://arxiv.org/abs/2209.05433",
+        reason="FP8 halves the memory of 16 bits and serves up to 1.6 times the throughput at minimal loss",
+        source="https://docs.vllm.ai/en/stable/features/quantization/fp8/",
     ),
 )  # fmt: skip
 
@@ -131,20 +132,10 @@ RULES: Final[tuple[Rule, ...]] = (
 HIGH_CONCURRENCY: Final = 32
 WEIGHT_ONLY: Final = frozenset({"awq", "gptq", "int4", "hqq", "autoround", "bitsandbytes", "fp4"})
 CAUTION: Final = (
-    "4-bit weight-only formats unpack weights at every step: at high concurrency, where arithmetic is the limit, they "
-    "can be slower than bf16 on such a GPU (https://arxiv.org/abs/2408.11743); measure with `bitmill evaluate`"
+    "4-bit weight-only formats unpack weights at every step: from some 32 requests at a time on even kernels made for "
+    "it gain less and less (https://arxiv.org/abs/2408.11743), and others can be slower than bf16 on such a GPU; "
+    "measure with `bitmill compare`"
 )
-
-
-class Contract(BaseModel, extra="forbid", frozen=True):
-    """Terms that a model must meet. What was not measured yet is neither met nor broken."""
-
-    max_kl_divergence: float | None = Field(default=None, gt=0)
-    max_perplexity_ratio: float | None = Field(default=None, ge=1)
-    min_top1_agreement: float | None = Field(default=None, gt=0, le=1)
-    max_memory_bytes: int | None = Field(default=None, gt=0)
-    max_size_bytes: int | None = Field(default=None, gt=0)
-    min_decode_tokens_per_second: float | None = Field(default=None, gt=0)
 
 
 class RecommendationRequest(BaseModel, extra="forbid", frozen=True):
@@ -207,25 +198,15 @@ def contract_verdict(candidate: Candidate, contract: Contract) -> tuple[bool | N
     """True, False or None (a term was not measured), and the terms that are broken, in words."""
     measured = candidate.measured or Measured(of="")
     values = {
-        "max_kl_divergence": measured.kl_divergence,
-        "max_perplexity_ratio": measured.perplexity_ratio,
-        "min_top1_agreement": measured.top1_agreement,
-        "max_memory_bytes": candidate.memory_bytes,
-        "max_size_bytes": candidate.weights_bytes,
-        "min_decode_tokens_per_second": measured.decode_tokens_per_second,
+        "kl_divergence": measured.kl_divergence,
+        "perplexity_ratio": measured.perplexity_ratio,
+        "top1_agreement": measured.top1_agreement,
+        "memory_bytes": candidate.memory_bytes,
+        "size_bytes": candidate.weights_bytes,
+        "decode_tokens_per_second": measured.decode_tokens_per_second,
     }
-    terms = contract.model_dump(exclude_none=True)
-    broken = [_broken(name, bound, values[name]) for name, bound in terms.items() if _breaks(name, bound, values[name])]
-    unknown = any(values[name] is None for name in terms)
-    return (False if broken else None if unknown else True), broken
-
-
-def _breaks(name: str, bound: float, value: float | None) -> bool:
-    return value is not None and (value > bound if name.startswith("max_") else value < bound)
-
-
-def _broken(name: str, bound: float, value: float | None) -> str:
-    return f"{name} is {bound:g}, and it has {value:g}"
+    broken = broken_terms(contract, values)
+    return (False if broken else None if unknown_terms(contract, values) else True), broken
 
 
 def rank(candidates: Iterable[Candidate], goal: Goal, contract: Contract) -> tuple[list[Candidate], bool]:

@@ -127,6 +127,21 @@ class JobRepository:
             return None
         return JobState(self.get(job_id).state)
 
+    def require_held(self, job_id: str, *, attempt: int) -> None:
+        """Raises IllegalTransition unless this attempt is at work on the job and may go on until the commit."""
+        guard = (JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING)
+        changed = self.session.execute(update(JobRow).where(*guard).values(attempt=attempt))
+        if changed.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+            raise self._illegal(job_id, JobState.SUCCEEDED)
+
+    def keep_prediction(self, job_id: str, predicted: dict[str, Any]) -> None:
+        self.session.execute(update(JobRow).where(JobRow.id == job_id).values(predicted=predicted))
+
+    def keep_result(self, job_id: str, result: dict[str, Any], *, attempt: int) -> None:
+        """Stores what a running attempt has found so far. Raises IllegalTransition if the job is not its any more."""
+        self.require_held(job_id, attempt=attempt)
+        self.session.execute(update(JobRow).where(JobRow.id == job_id).values(result=result))
+
     def state_for(self, job_id: str, attempt: int) -> JobState | None:
         """The state as this attempt may know it; None once the job belongs to another attempt."""
         query = select(JobRow.state).where(JobRow.id == job_id, JobRow.attempt == attempt)

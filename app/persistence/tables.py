@@ -62,6 +62,9 @@ class JobRow(Base):
     # What a job of another kind than quantization was asked for, and what it found.
     request: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    # Of quantization jobs: what was expected of it at its start, and what it took.
+    predicted: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    actual: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class JobEventRow(Base):
@@ -116,6 +119,38 @@ class FileRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float(53))
+
+
+class ComparisonRow(Base):
+    """Jobs that belong together. `outcome` is null until nothing of it is left to do."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (Index("ix_comparisons_created_at_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(512), index=True)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # Where its models are evaluated.
+    queue: Mapped[str] = mapped_column(String(16))
+    outcome: Mapped[str | None] = mapped_column(String(16), index=True)
+    created_at: Mapped[float] = mapped_column(Float(53))
+    finished_at: Mapped[float | None] = mapped_column(Float(53))
+
+
+class ComparedRow(Base):
+    """One line of a comparison. Jobs are not referenced by key: they may be gone before it."""
+
+    __tablename__ = "comparison_rows"
+
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    # As it was asked for, and with every default once its job is there; null for the original.
+    method: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    queue: Mapped[str] = mapped_column(String(16))
+    quantization_job_id: Mapped[str | None] = mapped_column(String(64))
+    evaluation_job_id: Mapped[str | None] = mapped_column(String(64))
+    settled: Mapped[bool] = mapped_column(default=False)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class DeploymentRow(Base):

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any
 
 from app.domain.errors import InvalidParameter, SourceNotFound
 from app.domain.estimates import (
     EstimateRequest,
     ModelShape,
-    Speed,
     estimate_artifact,
     estimate_job,
     estimate_loaded,
 )
 from app.domain.model_names import SourceKind, parse_model_name
 from app.domain.quantization.catalog import dump_method, parse_method
-from app.domain.quantization.sizes import StoredTensor
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.predictions import measured_speed
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.artifacts import locate
-from app.storage.checkpoints import Checkpoint, inspect_checkpoint
+from app.storage.checkpoints import inspect_checkpoint
 from app.storage.hub_headers import read_hub_model
+from app.storage.shapes import shape_of_checkpoint
 from app.storage.sources import locate_local
 
 
@@ -40,7 +39,8 @@ class EstimateService:
         loaded = estimate_loaded(
             spec, weights, model, context_length=request.context_length, concurrency=request.concurrency
         )
-        speed = self.measured_speed(spec.name)
+        with self.database.reading() as session:
+            speed = measured_speed(session, spec.name)
         return {
             "object": "estimate",
             "model": request.model,
@@ -72,24 +72,3 @@ class EstimateService:
             f"model {name!r} has not been unpacked yet, so that its tensors are not known; submit a job with it first",
             param="model",
         )
-
-    def measured_speed(self, method: str) -> Speed | None:
-        """Of earlier jobs with this method, in bytes of 16-bit weights per second; the median, proof included."""
-        with self.database.reading() as session:
-            rows = [row for row in ArtifactRepository(session).list() if row.method and row.seconds]
-        rates = [
-            2 * row.parameter_count / row.seconds
-            for row in rows
-            if row.method and row.seconds and row.method["type"] == method
-        ]
-        if not rates:
-            return None
-        return Speed(bytes_per_second=median(rates), basis=f"{len(rates)} earlier jobs of this installation")
-
-
-def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
-    tensors = {
-        name: StoredTensor(dtype=info.dtype, shape=info.shape, size_bytes=info.end - info.start)
-        for name, info in checkpoint.tensors.items()
-    }
-    return ModelShape(architecture=checkpoint.architecture, config=checkpoint.config, tensors=tensors)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 from app.domain.errors import BitmillError, InvalidParameter
 from app.domain.evaluation import EvaluationRequest
 from app.domain.files import FILE_ID, FilePurpose, require_purpose
-from app.domain.jobs import JobKind, JobState, new_id
+from app.domain.jobs import JobKind
 from app.domain.model_names import parse_model_name
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.files import FileRepository
+from app.persistence.new_jobs import new_evaluation
 from app.persistence.tables import ArtifactRow, JobRow
 from app.services.job_service import JobService
 from app.storage.checkpoints import inspect_checkpoint
@@ -25,6 +24,12 @@ class EvaluationService(JobService):
         Raises NotFound or InvalidRequest for a model, reference or dataset that cannot be read, or
         NoWorkerAvailable.
         """
+        checked = self.check(request)
+        job = new_evaluation(checked, self.workers.any_queue())
+        return self.enqueue(job, {"dataset": checked.dataset, "reference": checked.reference, "model": checked.model})
+
+    def check(self, request: EvaluationRequest) -> EvaluationRequest:
+        """The request with its reference. Raises NotFound or InvalidRequest."""
         artifact = self._find(request.model)
         if artifact is None or artifact.source is None:
             self._inspect(request.model, "model")
@@ -32,8 +37,7 @@ class EvaluationService(JobService):
         if reference is not None:
             self._require_original(reference)
         self._require_dataset(request.dataset)
-        job = self._build(request.model_copy(update={"reference": reference}))
-        return self.enqueue(job, {"dataset": request.dataset, "reference": reference, "model": request.model})
+        return request.model_copy(update={"reference": reference})
 
     def _find(self, name: str) -> ArtifactRow | None:
         with self.database.reading() as session:
@@ -64,11 +68,3 @@ class EvaluationService(JobService):
         with self.database.reading() as session:
             file = FileRepository(session).get(dataset, param="dataset")
         require_purpose(file.id, file.purpose, FilePurpose.EVALUATION, param="dataset")
-
-    def _build(self, request: EvaluationRequest) -> JobRow:
-        now = time.time()
-        return JobRow(
-            id=new_id("eval"), kind=self.kind, state=JobState.QUEUED, queue=self.workers.any_queue(),
-            model=request.model, method={}, request=request.model_dump(mode="json"), user_metadata={},
-            created_at=now, dispatched_at=now,
-        )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Final
 from app.domain.errors import FileInUse, FileNotFound, InvalidParameter
 from app.domain.files import FilePurpose, clean_filename, parse_purpose, require_fitting_name
 from app.domain.jobs import new_id
+from app.persistence.comparisons import ComparisonRepository
 from app.persistence.files import FileRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import FileRow
@@ -101,10 +102,10 @@ class FileService:
         with self.database.transaction() as session:
             row = FileRepository(session).hold(file_id)
             busy = JobRepository(session).active_on_file(file_id)
-            if busy:
-                raise FileInUse(
-                    f"job {busy[0].id!r} needs file {file_id!r}; cancel it or wait for its end", param="file_id"
-                )
+            holders = [f"job {job.id!r}" for job in busy]
+            holders += [f"comparison {each!r}" for each in ComparisonRepository(session).open_on_file(file_id)]
+            if holders:
+                raise FileInUse(f"{holders[0]} needs file {file_id!r}; cancel it or wait for its end", param="file_id")
             FileRepository(session).delete(file_id)
         files.locate(row, self.settings).unlink(missing_ok=True)
         return row

@@ -94,7 +94,7 @@ class JobService:
             state = JobState(jobs.get(job_id, self.kind).state)
             if state in FINAL_STATES and state is not JobState.CANCELLED:
                 raise IllegalTransition(f"job {job_id!r} has already {state}; only an unfinished one can be cancelled")
-            _cancel_once(jobs, job_id, state)
+            cancel_once(jobs, job_id, state)
         return self.get(job_id)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> tuple[Sequence[JobEventRow], bool]:
@@ -105,7 +105,7 @@ class JobService:
             return jobs.events(job_id, after=after, limit=limit), ended
 
 
-def _cancel_once(jobs: JobRepository, job_id: str, state: JobState) -> None:
+def cancel_once(jobs: JobRepository, job_id: str, state: JobState) -> None:
     if state in (JobState.QUEUED, JobState.PAUSED):
         jobs.transition(job_id, JobState.CANCELLED, message="The job was cancelled.", sources=frozenset({state}))
     elif state in (JobState.RUNNING, JobState.PAUSING):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from app.domain.artifacts import ArtifactKind
 from app.domain.errors import ModelInUse
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.comparisons import ComparisonRepository
 from app.persistence.deployments import DeploymentRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import ArtifactRow, DeploymentRow
@@ -42,8 +43,10 @@ class ModelService:
         with self.database.transaction() as session:
             row = ArtifactRepository(session).get(name)
             busy = JobRepository(session).active_on_model(name)
-            if busy:
-                raise ModelInUse(f"job {busy[0].id!r} works on {name!r}; cancel it or wait for its end", param="model")
+            holders = [f"job {job.id!r}" for job in busy]
+            holders += [f"comparison {each!r}" for each in ComparisonRepository(session).open_on_model(name)]
+            if holders:
+                raise ModelInUse(f"{holders[0]} works on {name!r}; cancel it or wait for its end", param="model")
             adapters = ArtifactRepository(session).adapters_of(name)
             if adapters:
                 raise ModelInUse(

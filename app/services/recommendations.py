@@ -10,6 +10,7 @@ from app.domain.estimates import ModelShape, estimate_artifact, estimate_loaded
 from app.domain.evaluation import EvaluationResult
 from app.domain.hardware import Hardware
 from app.domain.quantization.catalog import dump_method, parse_method
+from app.domain.quantization.fitting import fit_groups
 from app.domain.quantization.spec import MethodParams, MethodSpec
 from app.domain.recommendation import (
     DEVICES,
@@ -34,7 +35,6 @@ from app.storage.checkpoints import inspect_checkpoint
 
 # Models of one architecture whose sizes differ by no more than this are of one size class.
 SIZE_CLASS_FACTOR: Final = 2.0
-GROUP_SIZES: Final = (128, 64, 32, 16)
 AUTO: Final = "auto"
 
 
@@ -100,7 +100,7 @@ class RecommendationService:
         self, request: RecommendationRequest, profile: DeviceProfile, model: ModelShape, method: dict[str, Any],
         place: int,
     ) -> Candidate:  # fmt: skip
-        spec, params = _fitted(method, model)
+        spec, params = fit_groups(method, {name: tensor.shape for name, tensor in model.tensors.items()})
         spec.require_architecture(model.architecture, widened=self.estimates.settings.is_given(spec.widened_by))
         weights = estimate_artifact(spec, params, model)
         loaded = estimate_loaded(
@@ -134,22 +134,6 @@ class RecommendationService:
             if found.decode_tokens_per_second is not None:  # on the same class of device
                 return found
         return None
-
-
-def _fitted(method: dict[str, Any], model: ModelShape) -> tuple[MethodSpec, MethodParams]:
-    """With the largest group size that divides the model's rows, where the method has groups."""
-    spec, params = parse_method(method)
-    if "group_size" not in spec.params.model_fields:
-        return spec, params
-    shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-    for size in GROUP_SIZES:
-        spec, params = parse_method(method | {"group_size": size})
-        try:
-            spec.require_groups(params, shapes)
-        except IncompatibleModel:
-            continue
-        return spec, params
-    return spec, params
 
 
 def _is_same(row: ArtifactRow, spec: MethodSpec, params: MethodParams) -> bool:

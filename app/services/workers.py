@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from app.domain.contract import AUTO
 from app.domain.errors import MethodUnavailable, NoWorkerAvailable
 from app.domain.hardware import Device
 from app.domain.quantization.catalog import CATALOG
@@ -70,6 +71,16 @@ class WorkerService:
         if queue is None:
             raise NoWorkerAvailable("no worker takes jobs; start one with `bitmill worker`")
         return queue
+
+    def queue_on(self, device: str, *, param: str) -> str:
+        """The queue of a device; `auto` leaves the choice. Raises NoWorkerAvailable."""
+        if device == AUTO:
+            return self.any_queue()
+        if not any(device in worker.queues for worker in self.recent()):
+            raise NoWorkerAvailable(
+                f"no worker takes jobs from queue {device}; start one with `bitmill worker`", param=param
+            )
+        return device
 
     def catalog(self) -> list[dict[str, Any]]:
         """Every method with its JSON schema, and whether a live worker can run it."""

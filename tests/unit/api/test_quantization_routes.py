@@ -51,6 +51,10 @@ def test_a_submitted_job_has_every_field(client: TestClient) -> None:
         "quantized_model": None,
         "reused": False,
         "quality": None,
+        "contract": None,
+        "contract_proof": None,
+        "predicted": job["predicted"],
+        "actual": None,
         "error": None,
         "attempt": 0,
         "worker": None,
@@ -247,3 +251,48 @@ def test_events_are_paged(client: TestClient, sqlite_database: Database) -> None
     assert (len(first["data"]), first["has_more"]) == (3, True)
     rest = client.get(f"{JOBS}/{job['id']}/events", params={"after": first["data"][-1]["id"]}).json()
     assert (len(rest["data"]), rest["has_more"]) == (1, False)
+
+
+def test_a_job_says_what_it_is_expected_to_take(client: TestClient) -> None:
+    predicted = submit(client)["predicted"]
+    assert predicted["weights_bytes"] == 20  # six and four values of 16 bits
+    assert predicted["peak_memory_bytes"] > 100 * 1024**2
+    assert predicted["seconds"] > 0
+    assert predicted["seconds_basis"]
+
+
+def test_a_job_that_searches_keeps_its_contract(client: TestClient) -> None:
+    job = submit(client, method={"type": "auto"}, contract={"max_kl_divergence": 0.05, "max_size_bytes": 1000})
+    assert job["method"] == {"type": "auto", "candidates": []}
+    assert job["contract"]["max_kl_divergence"] == 0.05
+    assert job["contract"]["device"] == "auto"
+    assert job["contract_proof"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "word"),
+    [
+        ({"method": {"type": "auto"}}, "contract", "max_kl_divergence"),
+        ({"method": {"type": "auto"}, "contract": {}}, "contract", "at least one term"),
+        ({"method": {"type": "auto"}, "contract": {"max_taste": 1}}, "contract.max_taste", "max_taste"),
+        ({"method": {"type": "auto"}, "contract": {"max_kl_divergence": 0}}, "contract.max_kl_divergence", "0"),
+        ({"method": {"type": "auto", "bits": 4}, "contract": {"max_kl_divergence": 1}}, "method.bits", "candidates"),
+        (
+            {
+                "method": {"type": "auto", "candidates": [{"type": "gptq", "bits": 5}]},
+                "contract": {"max_size_bytes": 1},
+            },
+            "method.candidates.0.bits",
+            "5",
+        ),
+        ({"contract": {"max_size_bytes": 1, "device": "gpu"}}, "contract.device", "gpu"),
+    ],
+)
+def test_a_contract_that_cannot_be_read_is_named(
+    client: TestClient, body: dict[str, Any], param: str, word: str
+) -> None:
+    answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}} | body)
+    assert 400 <= answer.status_code < 500, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert word in error["message"]
