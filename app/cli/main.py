@@ -22,6 +22,7 @@ from app.cli.files import files
 from app.cli.parameters import read_parameters
 from app.cli.progress import follow_job
 from app.cli.serving import deployments, engines
+from app.cli.training import fine_tune
 from app.client import BitmillClient, RequestFailed
 from app.settings import get_settings
 
@@ -133,12 +134,12 @@ def _wait(client: BitmillClient, job_id: str) -> None:
     if job["status"] != "succeeded":
         reason = job["error"]["message"] if job["error"] else job["status"]
         raise click.ClickException(f"{job_id} {job['status']}: {reason}")
-    click.echo(job["quantized_model"])
+    click.echo(job.get("quantized_model") or job.get("fine_tuned_model") or job_id)
 
 
 @cli.group()
 def jobs() -> None:
-    """List, show, follow and cancel jobs."""
+    """List, show, follow, pause, resume and cancel jobs."""
 
 
 @jobs.command("list")
@@ -165,6 +166,22 @@ def follow(job_id: str) -> None:
         _wait(client, job_id)
 
 
+@jobs.command("pause")
+@click.argument("job_id")
+def pause_job(job_id: str) -> None:
+    """Have a fine-tuning job save a checkpoint and wait."""
+    with _client() as client:
+        click.echo(f"{job_id} {client.pause(job_id)['status']}")
+
+
+@jobs.command("resume")
+@click.argument("job_id")
+def resume_job(job_id: str) -> None:
+    """Let a paused fine-tuning job go on from its last checkpoint."""
+    with _client() as client:
+        click.echo(f"{job_id} {client.resume(job_id)['status']}")
+
+
 @jobs.command("cancel")
 @click.argument("job_id")
 def cancel_job(job_id: str) -> None:
@@ -176,6 +193,7 @@ def cancel_job(job_id: str) -> None:
 cli.add_command(compare)
 cli.add_command(evaluate)
 cli.add_command(recommend)
+cli.add_command(fine_tune)
 cli.add_command(export)
 cli.add_command(push)
 cli.add_command(files)

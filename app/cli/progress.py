@@ -21,12 +21,15 @@ def follow_job(client: BitmillClient, job_id: str, console: Console, title: str 
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title or job_id, total=1.0, stage="queued")
         for event in client.follow(job_id):
-            if event["type"] == "progress":
+            if "fraction" in event["data"]:
                 progress.update(task, completed=event["data"]["fraction"], stage=event["data"]["stage"])
+            elif event["type"] == "metrics":
+                progress.update(task, stage=event["message"])
             elif event["level"] != "info":
                 progress.console.print(f"[yellow]{event['message']}")
         job = client.job(job_id)
-        done = 1.0 if job["status"] == "succeeded" else job["progress"]["fraction"]
+        progressed = job.get("progress") or job["bitmill"]["progress"]
+        done = 1.0 if job["status"] == "succeeded" else progressed["fraction"]
         stage = "reused" if job.get("reused") else job["status"]
         progress.update(task, completed=done, stage=stage)
     return job

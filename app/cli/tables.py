@@ -103,6 +103,18 @@ def evaluation(result: Json) -> Table:
     return table
 
 
+def training(job: Json) -> Table:
+    """What a training came to, as it was measured when its result had been loaded back."""
+    proof, result = job["bitmill"]["result"]["proof"], job["bitmill"]["result"]
+    table = Table("measured", Column("value", justify="right"), Column("before", justify="right"))
+    table.add_row(f"loss on {proof['tokens']} tokens", f"{proof['loss']:.3f}", f"{proof['base_loss']:.3f}")
+    table.add_row("token accuracy", f"{proof['accuracy']:.1%}", f"{proof['base_accuracy']:.1%}")
+    table.add_row("steps", str(result["steps"]), "")
+    table.add_row("tokens trained on", f"{job['trained_tokens']:,}", "")
+    table.add_row("answer", proof["generated_text"][:60], proof["base_text"][:60])
+    return table
+
+
 def recommendation(answer: Json) -> Table:
     table = Table("method", "weights", "memory", "fits", "rests on")
     fits = {True: "yes", False: "no", None: "unknown"}

@@ -14,6 +14,8 @@ import httpx
 Json = dict[str, Any]
 
 PIECE_BYTES = 1024**2
+# Jobs that are no quantizations, by what their ids begin with.
+ROUTES = {"eval": "/v1/evaluations", "ftjob": "/v1/fine_tuning/jobs"}
 
 
 class RequestFailed(Exception):
@@ -58,6 +60,18 @@ class BitmillClient:
 
     def cancel(self, job_id: str) -> Json:
         return self._request("POST", f"{_path(job_id)}/cancel")
+
+    def fine_tune(self, model: str, training_file: str, **options: Any) -> Json:
+        """POST /v1/fine_tuning/jobs. Raises RequestFailed."""
+        return self._request(
+            "POST", "/v1/fine_tuning/jobs", json={"model": model, "training_file": training_file, **options}
+        )
+
+    def pause(self, job_id: str) -> Json:
+        return self._request("POST", f"{_path(job_id)}/pause")
+
+    def resume(self, job_id: str) -> Json:
+        return self._request("POST", f"{_path(job_id)}/resume")
 
     def follow(self, job_id: str) -> Iterator[Json]:
         """A job's events as they come, until it has ended."""
@@ -183,7 +197,7 @@ class BitmillClient:
 
 def _path(job_id: str) -> str:
     """Where a job is found: its id begins with its kind."""
-    return f"/v1/evaluations/{job_id}" if job_id.startswith("eval-") else f"/v1/quantization/jobs/{job_id}"
+    return f"{ROUTES.get(job_id.partition('-')[0], '/v1/quantization/jobs')}/{job_id}"
 
 
 def _raise_for_error(response: httpx.Response) -> None:
