@@ -20,11 +20,18 @@ KERNEL_METHODS: Final = frozenset({"gptq", "awq", "hqq", "autoround"})
 # Methods whose layout transformers unpacks to 16 bits as it loads; on a GPU vLLM does not.
 UNPACKED_METHODS: Final = frozenset({"fp8", "int8", "int4", "fp4", "qat"})
 
-# A job's process with its libraries, in bytes, and what it holds beside: largest tensors where it streams, else
-# the whole model. Measured with benchmarks/methods.py.
-JOB_RUNTIME_BYTES: Final = 450 * MIB
+# A job is two processes, the one that quantizes and the one that proves; the larger of them is its peak. Each has
+# its libraries. The first holds beside them some of the largest tensors where it streams, else the whole model, and
+# where it looks at calibration data their activations. Measured on the demo model.
+JOB_RUNTIME_BYTES: Final = 430 * MIB
 TENSORS_HELD: Final = 3
 MODELS_HELD: Final = 2.0
+ACTIVATION_BYTES: Final = 750 * MIB
+IMPORTANCE_BYTES: Final = 1800 * MIB
+# The second holds the loaded model and, for the positions of one window that are scored, several arrays of
+# log-probabilities over the vocabulary in 64 bits: the original's, the artifact's and what their divergence takes.
+SCORED_POSITIONS: Final = 256
+LOG_PROBS_HELD: Final = 5.5
 # Megabytes of 16-bit weights per second, and seconds that every job takes, proof included: benchmarks/methods.py on
 # two processor cores. Only where no job of this installation has told better.
 FIXED_SECONDS: Final = 8.0
@@ -88,18 +95,33 @@ def estimate_loaded(
 
 
 def estimate_job(
-    spec: MethodSpec, weights: WeightsEstimate, model: ModelShape, measured: Speed | None
+    spec: MethodSpec, params: MethodParams, weights: WeightsEstimate, model: ModelShape, measured: Speed | None
 ) -> dict[str, Any]:
     """Peak memory, disk and time of the job that makes the artifact, and what the time rests on."""
-    held = TENSORS_HELD * weights.largest_tensor_bytes if spec.streams else int(MODELS_HELD * model.weight_bytes)
     converted = model.weight_bytes if spec.name == "gguf" else 0
     speed = measured or Speed(
         bytes_per_second=MEGABYTES_PER_SECOND[spec.name] * 1e6, basis="benchmarks/methods.py on two processor cores"
     )
     fixed = 0.0 if measured else FIXED_SECONDS
     return {
-        "peak_memory_bytes": JOB_RUNTIME_BYTES + held,
+        "peak_memory_bytes": max(_quantizing_bytes(spec, params, weights, model), _proving_bytes(spec, model)),
         "disk_bytes": weights.total_bytes + converted,
         "seconds": fixed + model.weight_bytes / speed.bytes_per_second,
         "seconds_basis": speed.basis,
     }
+
+
+def _quantizing_bytes(spec: MethodSpec, params: MethodParams, weights: WeightsEstimate, model: ModelShape) -> int:
+    calibrated = params.calibration_wanted() is not None
+    if spec.streams and not calibrated:
+        return JOB_RUNTIME_BYTES + TENSORS_HELD * weights.largest_tensor_bytes
+    looked_at = (IMPORTANCE_BYTES if spec.name == "gguf" else ACTIVATION_BYTES) if calibrated else 0
+    return JOB_RUNTIME_BYTES + int(MODELS_HELD * model.weight_bytes) + looked_at
+
+
+def _proving_bytes(spec: MethodSpec, model: ModelShape) -> int:
+    """The original is measured here too, the first time; it is the larger of the two models."""
+    shape = attention_shape(model.config)
+    log_probs = int(LOG_PROBS_HELD * SCORED_POSITIONS * shape.vocabulary_size * 8) if shape else 0
+    kernels = KERNEL_BYTES if spec.name in KERNEL_METHODS else 0
+    return JOB_RUNTIME_BYTES + model.weight_bytes + log_probs + kernels

@@ -16,7 +16,7 @@ def predict_job(session: Session, method: dict[str, Any], model: ModelShape) -> 
     """Raises UnsupportedArchitecture or IncompatibleModel where the method cannot take the model."""
     spec, params = parse_method(method)
     weights = estimate_artifact(spec, params, model)
-    job = estimate_job(spec, weights, model, measured_speed(session, spec.name))
+    job = estimate_job(spec, params, weights, model, measured_speed(session, spec.name))
     return {"weights_bytes": weights.total_bytes, **job}
 
 

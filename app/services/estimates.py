@@ -49,7 +49,7 @@ class EstimateService:
             "concurrency": request.concurrency,
             "weights_bytes": weights.total_bytes,
             "memory": loaded.view(),
-            "job": estimate_job(spec, weights, model, speed),
+            "job": estimate_job(spec, params, weights, model, speed),
         }
 
     def shape_of(self, name: str) -> ModelShape:
