@@ -22,6 +22,7 @@ class FakeEngine(Engine):
         formats=frozenset(ArtifactFormat),
         devices=frozenset({Device.CPU}),
         requires={},
+        adapters_path="/adapters",
     )
 
     def __init__(self, folder: Path, *, gated: bool = False) -> None:

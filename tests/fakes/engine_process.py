@@ -14,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 CHOICE = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "é"}}
@@ -37,6 +38,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers["authorization"] != f"Bearer {os.environ['FAKE_ENGINE_KEY']}":
             self.reply(401, {"error": {"message": "wrong key"}})
             return
+        if self.path == "/adapters":
+            note(f"adapter {body['name']} {body['folder']}")
+            broken = not Path(body["folder"]).exists()
+            self.reply(400 if broken else 200, {"error": {"message": "no such folder"}} if broken else {})
+            return
         note(f"request {body['model']} {self.headers.get('connection', 'none')}")
         order = body.get("user")
         if order == "crash":
@@ -56,6 +62,10 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.01)
             self.reply(200, {"id": "x", "model": "engine-name", "choices": [CHOICE],
                              "usage": USAGE, "pid": os.getpid()})  # fmt: skip
+
+    def do_DELETE(self) -> None:
+        note(f"unload {unquote(self.path)}")
+        self.reply(200, {})
 
     def stream(self, order: str | None, *, usage: bool) -> None:
         self.send_response(200)

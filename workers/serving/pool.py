@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.domain.errors import InsufficientMemory, ServingUnavailable
@@ -221,7 +221,9 @@ class ModelPool:
             return None
         if self._closed:  # meanwhile
             raise self._closing()
-        deployment = Deployment(model, plan.engine, plan.options, plan.estimate, self.settings, self._on_end)
+        # Whichever adapter it was loaded for, it is the base: others ask for it too.
+        base = replace(model, adapter=None)
+        deployment = Deployment(base, plan.engine, plan.options, plan.estimate, self.settings, self._on_end)
         self._deployments[model.name] = deployment
         deployment.loading.add_done_callback(lambda _: self._on_loaded(deployment))
         return deployment
