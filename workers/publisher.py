@@ -15,16 +15,21 @@ from app.domain.jobs import JobState, new_id
 from app.domain.model_names import FINE_TUNED_PREFIX
 from app.domain.quantization.catalog import parse_method
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.files import FileRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.predictions import predict_job
-from app.persistence.tables import ArtifactRow, JobRow
+from app.persistence.tables import ArtifactRow, JobEventRow, JobRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
-from app.storage import artifacts
+from app.storage import artifacts, files
 from app.storage.checkpoints import inspect_checkpoint
 from app.storage.shapes import shape_of_checkpoint
 from workers.child import Message
+from workers.training.results import as_csv, store
 from workers.versions import versions_of
+
+# More steps than any training here makes.
+MOST_EVENTS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,23 @@ class Publisher:
         row = _trained_row(job, new_id("artifact"), trained)
         folder = artifacts.publish(staged, self.settings, row.id)
         row.size_bytes = artifacts.size_bytes(folder)
+        file = store(as_csv(self._events(job.id)), self.settings)
         try:
             with self.database.transaction() as session:
                 ArtifactRepository(session).add(row)
+                FileRepository(session).add(file)
                 JobRepository(session).transition(
                     job.id, JobState.SUCCEEDED, message=f"{row.name} is ready.", attempt=attempt,
-                    values=_outcome(row) | {"result": trained.result},
+                    values=_outcome(row) | {"result": trained.result | {"result_files": [file.id]}},
                 )  # fmt: skip
         except BitmillError:
             artifacts.remove(folder)
+            files.locate(file, self.settings).unlink(missing_ok=True)
             raise
+
+    def _events(self, job_id: str) -> list[JobEventRow]:
+        with self.database.reading() as session:
+            return JobRepository(session).events(job_id, limit=MOST_EVENTS)
 
     def _commit(self, session: Session, job: JobRow, attempt: int, row: ArtifactRow, *, ends_job: bool) -> None:
         repository = ArtifactRepository(session)

@@ -31,7 +31,7 @@ def job_view(row: JobRow) -> dict[str, Any]:
         "organization_id": "bitmill",
         "training_file": request.training_file,
         "validation_file": request.validation_file,
-        "result_files": [],
+        "result_files": result.get("result_files", []),
         "trained_tokens": result.get("trained_tokens"),
         "seed": request.seed or 0,
         "hyperparameters": hyperparameters,

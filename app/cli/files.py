@@ -10,12 +10,13 @@ from rich.console import Console
 
 from app.cli import tables
 from app.client import BitmillClient
-from app.domain.files import FilePurpose
+from app.domain.files import UPLOADABLE, FilePurpose
 
 # Opens a connection to the server that the environment names; `bitmill` hands it down.
 Connect = Callable[[], BitmillClient]
 
 PURPOSES = [purpose.value for purpose in FilePurpose]
+UPLOAD_PURPOSES = [purpose.value for purpose in UPLOADABLE]
 
 
 @click.group()
@@ -25,7 +26,7 @@ def files() -> None:
 
 @files.command("upload")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--purpose", type=click.Choice(PURPOSES), required=True, help="What jobs will use it for.")
+@click.option("--purpose", type=click.Choice(UPLOAD_PURPOSES), required=True, help="What jobs will use it for.")
 @click.pass_obj
 def upload(connect: Connect, path: Path, purpose: str) -> None:
     """Upload the file at PATH and print its id.

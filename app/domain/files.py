@@ -21,6 +21,10 @@ class FilePurpose(StrEnum):
     EVALUATION = "evaluation"  # texts that models are measured on
     MODEL = "model"  # a checkpoint, whose id is then a model name for jobs
     IMATRIX = "imatrix"  # an importance matrix of llama.cpp
+    FINE_TUNE_RESULTS = "fine-tune-results"  # what a training measured at each step; Bitmill's own to write
+
+
+UPLOADABLE: Final = tuple(purpose for purpose in FilePurpose if purpose is not FilePurpose.FINE_TUNE_RESULTS)
 
 
 def parse_purpose(text: str) -> FilePurpose:
@@ -73,7 +77,12 @@ def uploads_in(value: Any) -> set[str]:
 
 
 def require_fitting_name(name: str, purpose: FilePurpose) -> None:
-    """Raises InvalidParameter for a model in a format that no importer reads."""
+    """Raises InvalidParameter for a model in a format that no importer reads, and for what nobody uploads."""
+    if purpose not in UPLOADABLE:
+        known = ", ".join(repr(purpose.value) for purpose in UPLOADABLE)
+        raise InvalidParameter(
+            f"files with purpose {purpose.value!r} come from jobs; use one of {known}", param="purpose"
+        )
     if purpose is FilePurpose.MODEL and not name.lower().endswith(MODEL_SUFFIXES):
         raise InvalidParameter(
             f"file {name!r} has purpose 'model', which takes {', '.join(MODEL_SUFFIXES)}; pack the folder of a "

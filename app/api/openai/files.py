@@ -16,7 +16,7 @@ from app.api.dependencies import Files
 from app.api.schemas import file_view, list_view
 from app.api.uploads import UploadForm, boundary_of
 from app.domain.errors import BitmillError
-from app.domain.files import FilePurpose
+from app.domain.files import UPLOADABLE
 from app.persistence.tables import FileRow
 from app.services.files import FileService
 from app.streaming import CLIENT_CLOSED_REQUEST
@@ -36,7 +36,7 @@ UPLOAD_SCHEMA: Final = {
     "required": ["file", "purpose"],
     "properties": {
         "file": {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": [purpose.value for purpose in FilePurpose]},
+        "purpose": {"type": "string", "enum": [purpose.value for purpose in UPLOADABLE]},
     },
 }
 
