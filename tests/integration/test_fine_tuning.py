@@ -94,6 +94,11 @@ def test_an_adapter_is_trained_proven_published_and_quantized(installation: Inst
         assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "quality.json"} <= set(folders(folder))
         assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
         assert steps(installation, job.id)[-1] == result["steps"]
+        (results,) = result["result_files"]
+        file, path = FileService(installation.database, installation.settings).content(results)
+        lines = path.read_text().splitlines()
+        assert (file.purpose, lines[0].split(",")[:2]) == ("fine-tune-results", ["step", "train_loss"])
+        assert len(lines) == 1 + result["steps"]
         served = ModelDirectory(installation.database, installation.settings).find(row.name)
         assert (served.name, served.public_name) == ("tiny", row.name)
         # Merged on the way: the quantized model has learned too.

@@ -121,6 +121,12 @@ def test_a_file_of_another_purpose_is_refused(client: TestClient) -> None:
     assert (error["param"], "fine-tune" in error["message"]) == ("training_file", True)
 
 
+def test_results_are_not_uploaded(client: TestClient) -> None:
+    form = {"files": {"file": ("step_metrics.csv", b"step\n")}, "data": {"purpose": "fine-tune-results"}}
+    error = error_of(client.post("/v1/files", **form))
+    assert (error["param"], "'fine-tune'" in error["message"]) == ("purpose", True)
+
+
 def test_a_file_in_use_stays(client: TestClient, training_file: str) -> None:
     job = submit(client, training_file)
     assert error_of(client.delete(f"/v1/files/{training_file}"), 409)["code"] == "file_in_use"
