@@ -27,10 +27,18 @@ class Grid:
 
     def round(self, weight: torch.Tensor) -> torch.Tensor:
         """The nearest codes, as floats."""
-        scale, zero_point = self.of_columns(weight.shape[1])
-        return (weight / scale + zero_point).round().clamp(self.lowest, self.highest)
+        scale, zero_point = self._of_groups()
+        codes = (self._groups(weight) / scale).add_(zero_point).round_()
+        return codes.clamp_(self.lowest, self.highest).flatten(1)
 
     def restore(self, codes: torch.Tensor) -> torch.Tensor:
         """The weight (out, in), float32, that the codes mean."""
-        scale, zero_point = self.of_columns(codes.shape[1])
-        return (codes - zero_point) * scale
+        scale, zero_point = self._of_groups()
+        return (self._groups(codes) - zero_point).mul_(scale).flatten(1)
+
+    def _groups(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.float().unflatten(1, (self.scale.shape[1], -1))
+
+    def _of_groups(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point beside the weights of their group, as float32."""
+        return self.scale.float()[..., None], self.zero_point.float()[..., None]
