@@ -1,4 +1,4 @@
-"""`bitmill compare`: several methods for one model, measured side by side."""
+"""`bitmill compare` and `bitmill comparisons`: several methods for one model, measured side by side."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def _report_path(_context: click.Context, _parameter: click.Parameter, value: Pa
     return value
 
 
+REPORT: Final = click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), callback=_report_path,
+    help="File to write: .html, .md, .csv or .json.",
+)  # fmt: skip
+
+
 @click.command()
 @click.argument("model")
 @click.option("--set", "method_set", type=click.Choice(list(METHOD_SETS)), help="A set of methods.")
@@ -41,10 +47,7 @@ def _report_path(_context: click.Context, _parameter: click.Parameter, value: Pa
 @click.option("--samples", type=click.IntRange(1, 4096), default=32, show_default=True, help="Windows scored at most.")
 @click.option("--context-length", type=click.IntRange(8, 32768), default=512, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), callback=_report_path,
-    help="File to write: .html, .md, .csv or .json.",
-)  # fmt: skip
+@REPORT
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow it to its end and show the table.")
 @click.pass_obj
 def compare(
@@ -98,6 +101,41 @@ def _update(progress: Progress, tasks: dict[int, TaskID], number: int, row: Json
         progress.stop_task(tasks[number])
 
 
+@click.group()
+def comparisons() -> None:
+    """List, show, follow and cancel comparisons."""
+
+
+@comparisons.command("list")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+@click.pass_obj
+def list_comparisons(connect: Connect, /, limit: int) -> None:
+    """The newest comparisons."""
+    with connect() as client:
+        Console().print(tables.comparisons(client.comparisons(limit=limit)))
+
+
+@comparisons.command("show")
+@click.argument("comparison_id")
+@click.option("--follow", "wait", is_flag=True, help="Show its progress until it ends.")
+@REPORT
+@click.pass_obj
+def show_comparison(connect: Connect, /, comparison_id: str, wait: bool, report: Path | None) -> None:
+    """One comparison, as far as it is."""
+    with connect() as client:
+        comparison = client.comparison(comparison_id)
+        _show(client, follow(client, comparison, Console(stderr=True)) if wait else comparison, report)
+
+
+@comparisons.command("cancel")
+@click.argument("comparison_id")
+@click.pass_obj
+def cancel_comparison(connect: Connect, /, comparison_id: str) -> None:
+    """End a comparison and its jobs."""
+    with connect() as client:
+        click.echo(f"{comparison_id} {client.cancel_comparison(comparison_id)['status']}")
+
+
 def _show(client: BitmillClient, comparison: Json, report: Path | None) -> None:
     if comparison["status"] == "cancelled":
         raise click.ClickException(f"{comparison['id']} was cancelled")
@@ -111,5 +149,5 @@ def _show(client: BitmillClient, comparison: Json, report: Path | None) -> None:
     if report is not None:
         report.write_text(client.comparison_report(comparison["id"], SUFFIXES[report.suffix.lower()]), encoding="utf-8")
         console.print(f"The report is in {report}.", markup=False)
-    if comparison["status"] != "succeeded":
+    if comparison["status"] == "failed":
         raise click.ClickException(f"{comparison['id']} {comparison['status']}: no method could be measured")

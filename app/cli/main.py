@@ -14,7 +14,7 @@ from rich.console import Console
 import app
 from app.cli import contracts, launch, tables
 from app.cli import demo as demonstration
-from app.cli.comparisons import compare
+from app.cli.comparisons import compare, comparisons
 from app.cli.contracts import contract_options, read_contract
 from app.cli.evaluations import evaluate, recommend
 from app.cli.exports import export, push
@@ -191,6 +191,7 @@ def cancel_job(job_id: str) -> None:
 
 
 cli.add_command(compare)
+cli.add_command(comparisons)
 cli.add_command(evaluate)
 cli.add_command(recommend)
 cli.add_command(fine_tune)

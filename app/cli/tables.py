@@ -150,6 +150,17 @@ def comparison(answer: Json) -> Table:
     return table
 
 
+def comparisons(rows: list[Json]) -> Table:
+    table = Table(
+        Column("id", no_wrap=True), "status", Column("model", overflow="fold"), "methods", "progress", "created"
+    )
+    for row in rows:
+        progress = f"{row['progress']['fraction']:.0%}"
+        methods = str(len(row["rows"]) - 1)  # the original is no method
+        table.add_row(row["id"], row["status"], row["model"], methods, progress, moment(row["created_at"]))
+    return table
+
+
 def _with_error(value: Json | None, digits: int) -> str:
     """Without spaces, so that a narrow terminal does not break it."""
     return f"{value['value']:.{digits}f}±{value['standard_error']:.{digits}f}" if value else ""

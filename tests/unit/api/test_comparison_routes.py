@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.domain.artifacts import ArtifactFormat, ArtifactKind, Measurement
+from app.domain.comparison import METHOD_SETS
 from app.domain.evaluation import Divergence, EngineFigures, EvaluationResult, QualityFigures, SpeedFigures
 from app.domain.jobs import JobState
 from app.persistence.artifacts import ArtifactRepository
@@ -63,13 +64,14 @@ def test_a_comparison_begins_with_its_original(client: TestClient, dispatcher: R
 
 def test_the_seed_table_has_the_methods_of_the_fields_table(client: TestClient) -> None:
     found = compare(client, methods=[], set="seed-table")
-    labels = [row["label"].rpartition("-g")[0] or row["label"] for row in found["rows"]]
-    assert labels == [
-        "original", "fp16", "bf16", "bnb-int8", "bnb-nf4", "gptq-4bit", "awq-4bit", "gguf-Q4_K_M", "fp8",
-    ]  # fmt: skip
+    methods = [row["method"] for row in found["rows"]]
+    assert methods == [None, *METHOD_SETS["seed-table"]]
+    labels = [row["label"] for row in found["rows"]]
+    assert labels[:5] == ["original", "fp16", "bf16", "bnb-int8", "bnb-nf4"]
+    assert labels[7:9] == ["gguf-Q4_K_M", "fp8"]
     # No worker here has these, which is no reason to refuse the others.
     failed = {row["label"].partition("-")[0]: row["error"]["code"] for row in found["rows"] if row["error"]}
-    assert failed == {"gptq": "method_unavailable", "awq": "method_unavailable", "fp8": "method_unavailable"}
+    assert failed == dict.fromkeys(("gptq", "awq", "fp8", "qat"), "method_unavailable")
 
 
 @pytest.mark.parametrize(
