@@ -27,6 +27,8 @@ UNPACKED_METHODS: Final = frozenset({"fp8", "int8", "int4", "fp4", "qat"})
 JOB_RUNTIME_BYTES: Final = 430 * MIB
 TENSORS_HELD: Final = 3
 MODELS_HELD: Final = 2.0
+# Of a training, per weight: itself, its gradient and two moments, in 32 bits each.
+TRAINED_BYTES: Final = 16
 ACTIVATION_BYTES: Final = 750 * MIB
 IMPORTANCE_BYTES: Final = 1800 * MIB
 # Training holds weights, gradients and the two moments of Adam in 32 bits, and activations for the backward pass.
@@ -65,6 +67,10 @@ class ModelShape:
     @property
     def weight_bytes(self) -> int:
         return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +129,8 @@ def _quantizing_bytes(spec: MethodSpec, params: MethodParams, weights: WeightsEs
     if spec.streams and not calibrated:
         return JOB_RUNTIME_BYTES + TENSORS_HELD * weights.largest_tensor_bytes
     looked_at = (IMPORTANCE_BYTES if spec.name == "gguf" else ACTIVATION_BYTES) if calibrated else 0
+    if spec.needs_training:
+        return JOB_RUNTIME_BYTES + TRAINED_BYTES * model.parameter_count + ACTIVATION_BYTES
     return JOB_RUNTIME_BYTES + int(MODELS_HELD * model.weight_bytes) + looked_at
 
 

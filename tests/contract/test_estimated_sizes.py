@@ -65,6 +65,7 @@ def test_gguf_mixes_are_llama_cpps(mix: str, checkpoint: Checkpoint, tmp_path: P
         {"type": "fp8"},
         {"type": "int8"},
         {"type": "int4", "group_size": 64},
+        {"type": "qat", "group_size": 64, "max_steps": 1, "calibration": {"samples": 1, "sequence_length": 16}},
         {"type": "int4", "group_size": 64, "symmetric": False},
         {"type": "fp4", "format": "nvfp4"},
         {"type": "fp4", "format": "mxfp4"},

@@ -8,8 +8,8 @@ from pathlib import Path
 from app.domain import estimates
 from app.domain.artifacts import ArtifactFormat
 from app.domain.memory import KERNEL_BYTES, RUNTIME_BYTES, shared_tokens
-from app.domain.quantization.catalog import CATALOG
-from app.domain.quantization.sizes import BESIDE
+from app.domain.quantization.catalog import CATALOG, parse_method
+from app.domain.quantization.sizes import BESIDE, StoredTensor
 from app.settings import Settings
 from workers.serving.engines import base, llama_cpp, transformers
 
@@ -24,6 +24,19 @@ def test_the_serving_hosts_figures_are_the_same(settings: Settings, tmp_path: Pa
         ArtifactFormat.GGUF: llama_cpp.LlamaCppEngine.spec.runtime_bytes,
         ArtifactFormat.SAFETENSORS: transformers.TransformersEngine.spec.runtime_bytes,
     } == {output: RUNTIME_BYTES[name] for output, name in estimates.ENGINES.items()}
+
+
+def test_a_training_holds_weights_gradients_and_moments() -> None:
+    tensor = StoredTensor(dtype="BF16", shape=(128, 256), size_bytes=2 * 128 * 256)
+    model = estimates.ModelShape(
+        architecture="LlamaForCausalLM", config={}, tensors={"model.layers.0.mlp.up_proj.weight": tensor}
+    )
+    spec, params = parse_method({"type": "qat"})
+    weights = estimates.estimate_artifact(spec, params, model)
+    assert weights.total_bytes == 128 * 256 // 2 + 128 * 8 * 2 + 16
+    needed = estimates.estimate_job(spec, params, weights, model, None)
+    held = needed["peak_memory_bytes"] - estimates.JOB_RUNTIME_BYTES - estimates.ACTIVATION_BYTES
+    assert held == 16 * 128 * 256
 
 
 def test_every_method_has_a_layout_and_a_speed() -> None:
