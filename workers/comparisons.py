@@ -32,6 +32,7 @@ from app.settings import Settings
 from app.storage.artifacts import locate
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from app.storage.sources import locate_local, trained_folder
+from workers.sources.folder import canonical_name
 
 log = logging.getLogger(__name__)
 
@@ -156,14 +157,15 @@ def fit_method(method: dict[str, Any], checkpoint: Checkpoint, settings: Setting
 
 
 def find_source(session: Session, model: str, settings: Settings) -> Path | None:
-    """The folder of an original that is on this disk already."""
-    row = ArtifactRepository(session).find(model)
-    known = {ArtifactKind.BASE: locate, ArtifactKind.FINE_TUNED: trained_folder}
-    if row is not None and row.kind in known:
-        folder = known[ArtifactKind(row.kind)](row, settings)
-        if folder is not None and folder.is_dir():
-            return folder
-    folder = locate_local(parse_model_name(model), settings)
+    """The checkpoint of an original that is on this disk already, unpacked if it must be."""
+    found = locate_local(parse_model_name(model), settings)
+    if found is not None and found.is_dir():
+        return found
+    # A job that read it listed it: a GGUF file under the name that all its paths share.
+    row = ArtifactRepository(session).find(model if found is None else canonical_name(found, settings))
+    if row is None or row.kind == ArtifactKind.QUANTIZED:
+        return None
+    folder = trained_folder(row, settings) if row.kind == ArtifactKind.FINE_TUNED else locate(row, settings)
     return folder if folder is not None and folder.is_dir() else None
 
 

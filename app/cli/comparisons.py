@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from app.cli import tables
 from app.cli.parameters import read_parameters
@@ -75,10 +75,7 @@ def read_method(text: str) -> Json:
 
 def follow(client: BitmillClient, comparison: Json, console: Console) -> Json:
     """Shows the progress of every row until the comparison has ended, and returns it."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[stage]}"),
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[stage]}"))
     with Progress(*columns, console=console) as progress:
         tasks: dict[int, TaskID] = {}
         while True:
@@ -92,13 +89,9 @@ def follow(client: BitmillClient, comparison: Json, console: Console) -> Json:
 
 def _update(progress: Progress, tasks: dict[int, TaskID], number: int, row: Json) -> None:
     if number not in tasks:
-        tasks[number] = progress.add_task(row["label"], total=1.0, stage="", start=False)
+        tasks[number] = progress.add_task(row["label"], total=1.0, stage="")
     stage = row["stage"] if row["status"] == "running" and row["stage"] else row["status"]
-    if row["status"] == "running":
-        progress.start_task(tasks[number])
     progress.update(tasks[number], completed=row["fraction"], stage=stage, description=row["label"])
-    if row["status"] in ("succeeded", "failed"):
-        progress.stop_task(tasks[number])
 
 
 @click.group()

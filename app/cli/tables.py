@@ -129,25 +129,30 @@ def recommendation(answer: Json) -> Table:
 
 
 def comparison(answer: Json) -> Table:
-    """A row for every model that was measured, with standard errors; tokens/s are at 1 and at 8 requests."""
-    right = [Column(name, justify="right") for name in ("bits", "size", "memory", "KL (nats)", "top-1")]
-    table = Table(Column("method", overflow="fold"), *right, Column("tokens/s", justify="right"), "front")
+    """What was measured, narrow enough for 80 columns; the reports have all of it."""
+    right = [Column(name, justify="right", no_wrap=True) for name in ("bits", "size", "memory", "KL (nats)", "top-1")]
+    table = Table(
+        Column("method", overflow="fold"), *right, Column("tokens/s", justify="right", no_wrap=True),
+        caption="tokens/s: at 1 and at 8 requests at a time; *: on the Pareto front of size, speed and KL divergence",
+    )  # fmt: skip
     for row in answer["rows"]:
-        if row["error"]:
-            continue
-        rates = [row["decode_tokens_per_second"].get(count) for count in ("1", "8")]
-        memory = row["gpu_bytes"] or row["resident_bytes"]
-        table.add_row(
-            row["label"],
-            f"{row['bits_per_weight']:.1f}" if row["bits_per_weight"] else "",
-            size(row["size_bytes"]) if row["size_bytes"] else "",
-            size(memory) if memory else "",
-            _with_error(row["kl_divergence"], 4),
-            _with_error(row["top1_agreement"], 3),
-            ", ".join("–" if rate is None else f"{rate:.0f}" for rate in rates),
-            "yes" if row["on_pareto_front"]["size_speed_and_kl_divergence"] else "",
-        )
+        if not row["error"]:
+            table.add_row(*_compared(row))
     return table
+
+
+def _compared(row: Json) -> list[str]:
+    rates = [row["decode_tokens_per_second"].get(count) for count in ("1", "8")]
+    memory = row["gpu_bytes"] or row["resident_bytes"]
+    return [
+        row["label"] + (" *" if row["on_pareto_front"]["size_speed_and_kl_divergence"] else ""),
+        f"{row['bits_per_weight']:.1f}" if row["bits_per_weight"] else "",
+        size(row["size_bytes"]) if row["size_bytes"] else "",
+        size(memory) if memory else "",
+        _with_error(row["kl_divergence"], 4),
+        f"{row['top1_agreement']['value']:.3f}" if row["top1_agreement"] else "",
+        ", ".join("–" if rate is None else f"{rate:.0f}" for rate in rates),
+    ]
 
 
 def comparisons(rows: list[Json]) -> Table:

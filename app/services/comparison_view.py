@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -43,7 +43,7 @@ class Line:
 
 def view_comparison(session: Session, comparison: ComparisonRow) -> dict[str, Any]:
     rows = ComparisonRepository(session).rows(comparison.id)
-    lines = [_line(session, comparison, row) for row in rows]
+    lines = _lines(session, comparison, rows)
     figures = [compared(line) for line in lines]
     flags = fronts(figures)
     views = [
@@ -70,6 +70,15 @@ def view_comparison(session: Session, comparison: ComparisonRow) -> dict[str, An
         "rows": views,
         "verdict": verdict(figures),
     }
+
+
+def _lines(session: Session, comparison: ComparisonRow, rows: list[ComparedRow]) -> list[Line]:
+    """The original may have been asked for by a path: then what was made of it knows its name."""
+    original, *made = [_line(session, comparison, row) for row in rows]
+    source = next((line.artifact.source for line in made if line.artifact), None)
+    if original.artifact is None and source is not None:
+        original = replace(original, artifact=ArtifactRepository(session).find(source))
+    return [original, *made]
 
 
 def _line(session: Session, comparison: ComparisonRow, row: ComparedRow) -> Line:

@@ -16,6 +16,10 @@ LABEL_PIXELS: Final = 12
 CHARACTER_PIXELS: Final = 6.9
 TICKS: Final = 6
 BAR_PIXELS: Final = 26
+# Degrees clockwise from the right, in which labels are looked for: beside a dot first.
+ANGLES: Final = (0, 180, -45, 45, -135, 135, -90, 90, *(angle for angle in range(-165, 180, 15) if angle % 45))
+# Points at which a line is looked at for what it crosses.
+LINE_STEPS: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,13 @@ class Box:
     def overlaps(self, other: Box) -> bool:
         across = self.left < other.right and other.left < self.right
         return across and self.top < other.bottom and other.top < self.bottom
+
+    def holds(self, x: float, y: float) -> bool:
+        return self.left < x < self.right and self.top < y < self.bottom
+
+    def nearest(self, x: float, y: float) -> tuple[float, float]:
+        """The point of the box that is nearest to another."""
+        return min(max(x, self.left), self.right), min(max(y, self.top), self.bottom)
 
     def is_inside(self, other: Box) -> bool:
         wide = other.left <= self.left and self.right <= other.right
@@ -64,7 +75,8 @@ def scatter(dots: Sequence[Dot], *, title: str, x_title: str, y_title: str) -> s
     y_ticks = nice_ticks(max(dot.y + dot.error for dot in dots))
     places = [(_x(dot.x, x_ticks), _y(dot.y, y_ticks)) for dot in dots]
     parts = [_axes(x_ticks, y_ticks, x_title, y_title)]
-    for dot, (x, y) in zip(dots, places, strict=True):
+    # Those on the front last: where dots lie on each other, theirs is seen.
+    for dot, (x, y) in sorted(zip(dots, places, strict=True), key=lambda pair: pair[0].on_front):
         parts.append(_error_bar(x, _y(dot.y - dot.error, y_ticks), _y(dot.y + dot.error, y_ticks)))
         parts.append(f'<circle class="{"front" if dot.on_front else "dot"}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
     parts += _labels([dot.label for dot in dots], places)
@@ -126,19 +138,28 @@ def place_label(label: str, x: float, y: float, taken: Sequence[Box]) -> Box:
     width, height = len(label) * CHARACTER_PIXELS, LABEL_PIXELS + 3.0
     candidates = []
     for distance in range(10, 240, 12):
-        for angle in (0, 180, -45, 45, -135, 135, -90, 90, -20, 20, -160, 160, -70, 70):
+        for angle in ANGLES:
             across, down = math.cos(math.radians(angle)), math.sin(math.radians(angle))
             middle = x + across * (distance + width / 2 * abs(across)), y + down * (distance + height / 2)
             candidates.append(
                 Box(middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2)
             )
-    free = (box for box in candidates if box.is_inside(FRAME) and not any(box.overlaps(other) for other in taken))
-    return next(free, candidates[0])
+    free = [box for box in candidates if box.is_inside(FRAME) and not any(box.overlaps(other) for other in taken)]
+    return next((box for box in free if not _is_crossed(box, x, y, taken)), next(iter(free), candidates[0]))
+
+
+def _is_crossed(box: Box, x: float, y: float, taken: Sequence[Box]) -> bool:
+    """Whether the line from a dot to its label would run through another label or dot."""
+    end_x, end_y = box.nearest(x, y)
+    steps = [number / LINE_STEPS for number in range(1, LINE_STEPS)]
+    line = [(x + (end_x - x) * part, y + (end_y - y) * part) for part in steps]
+    others = [other for other in taken if not other.holds(x, y)]
+    return any(other.holds(*point) for point in line for other in others)
 
 
 def _leader(box: Box, x: float, y: float) -> str:
     """From the dot to the label, where these lie apart."""
-    near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+    near_x, near_y = box.nearest(x, y)
     if math.hypot(near_x - x, near_y - y) < 14:
         return ""
     return f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near_x:.1f}" y2="{near_y:.1f}"/>'

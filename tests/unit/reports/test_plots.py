@@ -55,6 +55,17 @@ def test_a_label_finds_its_place_beside_the_dot() -> None:
     assert box.top < 200 < box.bottom
 
 
+def test_lines_that_lead_to_labels_cross_no_label() -> None:
+    """Five dots on one place: what the demo model's casts and the original look like."""
+    svg = scatter([dot(name, 270, 0.0005) for name in NAMES[:5]], title="t", x_title="x", y_title="y")
+    boxes = label_boxes(svg)
+    for line in ET.fromstring(svg).iter("line"):  # noqa: S314 -- our own text
+        if line.get("class") == "leader":
+            x1, y1, x2, y2 = (float(line.get(name, "")) for name in ("x1", "y1", "x2", "y2"))
+            middle = ((x1 + x2) / 2, (y1 + y2) / 2)
+            assert not any(box.holds(*middle) for box in boxes)
+
+
 def test_what_is_shown_is_escaped() -> None:
     name = '<script>"&'
     for svg in (

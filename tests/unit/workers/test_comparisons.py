@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
+from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.domain.comparison import ComparisonRequest
 from app.domain.errors import QualityGateFailed
 from app.domain.hardware import Hardware
 from app.domain.jobs import JobState
+from app.persistence.artifacts import ArtifactRepository
 from app.persistence.comparisons import ComparisonRepository
 from app.persistence.jobs import JobRepository
-from app.persistence.tables import ComparedRow, JobRow, WorkerRow
+from app.persistence.tables import ArtifactRow, ComparedRow, JobRow, WorkerRow
 from app.persistence.unit_of_work import Database
 from app.persistence.workers import WorkerRepository
 from app.services.comparisons import ComparisonService
@@ -24,7 +26,7 @@ from app.services.workers import WorkerService
 from app.settings import Settings
 from tests.fakes.checkpoints import write_safetensors
 from tests.fakes.dispatcher import RecordingDispatcher
-from workers.comparisons import advance_comparisons
+from workers.comparisons import advance_comparisons, find_source
 
 METHODS = ({"type": "none"}, {"type": "gptq"})
 
@@ -172,6 +174,22 @@ def test_cancelling_ends_every_open_job_and_makes_no_other(bench: Bench) -> None
     states = {job_id: job.state for job_id, job in bench.jobs().items()}
     assert sorted(states.values()) == ["cancelled", "cancelled", "succeeded"]
     assert bench.service.cancel(comparison_id)["status"] == "cancelled"  # twice is no error
+
+
+def test_a_gguf_file_is_found_where_it_was_unpacked(bench: Bench, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    (root / "small.gguf").write_bytes(b"GGUF")
+    row = ArtifactRow(
+        id="base", name="small.gguf", kind=ArtifactKind.BASE, format=ArtifactFormat.SAFETENSORS, source=None,
+        path=str(root / "tiny"), source_fingerprint="0" * 64, key="0" * 64, versions={}, size_bytes=1,
+        parameter_count=1, bits_per_weight=16.0, tensor_types={}, manifest_sha256="0" * 64, created_at=0.0,
+    )  # fmt: skip
+    with bench.database.transaction() as session:
+        assert find_source(session, "small.gguf", bench.settings) is None
+        ArtifactRepository(session).add(row)
+        assert find_source(session, "small.gguf", bench.settings) == root / "tiny"
+        assert find_source(session, str(root / "small.gguf"), bench.settings) == root / "tiny"
+        assert find_source(session, "tiny", bench.settings) == root / "tiny"
 
 
 def test_jobs_wait_until_the_original_is_there(bench: Bench) -> None:
