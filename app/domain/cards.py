@@ -113,10 +113,23 @@ def _quality_rows(quality: dict[str, Any] | None) -> Iterator[str]:
     yield _row("measured on", where)
 
 
+# A training's proof, in the order of the table. Losses are measured on the result as it was loaded back.
+TRAINED: Final = {
+    "loss": "loss (nats per learned token)",
+    "trained_loss": "loss at the training's end",
+    "served_loss": "loss on the base in 16 bits",
+    "base_loss": "loss of the base",
+    "accuracy": "learned tokens that are the most likely ones",
+    "base_accuracy": "the same of the base",
+    "examples": "measured on so many examples",
+    "tokens": "with so many learned tokens",
+}
+
+
 def _training_rows(training: dict[str, Any] | None) -> Iterator[str]:
-    for name, value in (training or {}).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield _row(name.replace("_", " "), _figure(value))
+    for name, label in TRAINED.items():
+        if (training or {}).get(name) is not None:
+            yield _row(label, _figure((training or {})[name]))
 
 
 def _serving_rows(evaluation: EvaluationResult | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.domain.artifacts import ArtifactKind
 from app.domain.errors import BitmillError, InvalidParameter
 from app.domain.evaluation import EvaluationRequest
 from app.domain.files import FILE_ID, FilePurpose, require_purpose
@@ -45,7 +46,7 @@ class EvaluationService(JobService):
 
     def _require_original(self, name: str) -> None:
         found = self._find(name)
-        if found is not None and found.source is not None:
+        if found is not None and found.kind == ArtifactKind.QUANTIZED:
             raise InvalidParameter(
                 f"reference {name!r} is itself quantized; give an original, such as its source {found.source!r}",
                 param="reference",

@@ -18,6 +18,7 @@ from workers.job_run import Reporter
 
 if TYPE_CHECKING:
     from workers.evaluation.quality import Subject
+    from workers.sources.importing import Report
     from workers.sources.resolve import Source
 
 SCORE = (0.1, 0.7)
@@ -37,7 +38,7 @@ def evaluate(task: Message, channel: Channel, settings: Settings) -> None:
     original = resolve(request.reference or request.model, settings, report)
     is_original = row is not None or request.reference in (None, request.model)
     source = original if is_original else resolve(request.model, settings, report)
-    subject = _subject(row, source, settings)
+    subject = _subject(row, source, settings, report)
     sources = {each.name: describe(each.name, each.fingerprint, each.checkpoint) for each in (original, source)}
     channel.send({"kind": "resolved", "sources": list(sources.values()), "subject": _message(subject, row)})
     quality = None
@@ -60,16 +61,22 @@ def find_quantized(name: str, settings: Settings) -> ArtifactRow | None:
     return row if row is not None and row.method is not None else None
 
 
-def _subject(row: ArtifactRow | None, source: Source, settings: Settings) -> Subject:
+def _subject(row: ArtifactRow | None, source: Source, settings: Settings, report: Report) -> Subject:
+    """What is scored and served. An adapter is measured as what it makes of its base, merged."""
     from workers.evaluation.quality import Subject
+    from workers.sources.resolve import resolve
 
     if row is None:
         return Subject(source.name, source.path, ArtifactFormat.SAFETENSORS)
+    if row.format == ArtifactFormat.ADAPTER:
+        return Subject(row.name, resolve(row.name, settings, report).path, ArtifactFormat.SAFETENSORS)
     return Subject(row.name, artifacts.locate(row, settings), ArtifactFormat(row.format))
 
 
 def _message(subject: Subject, row: ArtifactRow | None) -> Message:
-    method = row.method["type"] if row is not None and row.method else None
+    """`method` None stands for weights that nobody quantized, as those of a merged adapter."""
+    is_quantized = row is not None and row.format != ArtifactFormat.ADAPTER
+    method = row.method["type"] if row is not None and row.method and is_quantized else None
     return {"name": subject.name, "folder": str(subject.folder), "format": subject.format.value, "method": method}
 
 

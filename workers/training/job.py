@@ -13,7 +13,7 @@ from app.domain.cards import CardFacts
 from app.domain.files import FilePurpose
 from app.domain.fine_tuning import (
     LEARNING_RATES,
-    Adapter,
+    QUANTIZATIONS,
     FineTuningRequest,
     TrainingPlan,
     TrainingReport,
@@ -192,10 +192,13 @@ def _format(request: FineTuningRequest) -> str:
 
 def _described(base: Base) -> dict[str, Any]:
     options = base.request.bitmill
-    fields = {"quantization"} if options.adapter in (Adapter.QAT, Adapter.QLORA) else set()
+    fields: set[str] = set()
     if options.is_low_rank:
         fields |= {"rank", "dropout", "target_modules", "merge"}
     described = options.model_dump(mode="json", include=fields)
+    if options.adapter in QUANTIZATIONS:
+        # With the defaults that count.
+        described["quantization"] = QUANTIZATIONS[options.adapter](**options.quantization).model_dump(mode="json")
     if options.is_low_rank:
         described |= {"alpha": options.scale, "base": base.served_on}
     return described

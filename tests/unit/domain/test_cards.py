@@ -61,7 +61,7 @@ def test_a_source_that_is_not_on_the_hub_is_no_base_model(source: str) -> None:
 def test_trained_models_say_how_they_relate(method: dict[str, Any], format_: ArtifactFormat, relation: str) -> None:
     card = model_card(facts(method=method, format=format_, training={"loss": 1.25}, quality=None))
     assert head(card)["base_model_relation"] == relation
-    assert "| loss | 1.2500 |" in card
+    assert "| loss (nats per learned token) | 1.2500 |" in card
 
 
 def test_every_figure_is_there_with_its_error() -> None:
