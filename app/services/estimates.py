@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.domain.errors import InvalidParameter, SourceNotFound
 from app.domain.estimates import (
     EstimateRequest,
@@ -56,10 +57,12 @@ class EstimateService:
         """From the files on this disk, else from the hub's headers."""
         with self.database.reading() as session:
             row = ArtifactRepository(session).find(name)
-        if row is not None and row.method is not None:
+        if row is not None and row.kind == ArtifactKind.QUANTIZED:
             raise InvalidParameter(
                 f"model {name!r} is quantized already; estimate for its source {row.source!r}", param="model"
             )
+        if row is not None and row.format == ArtifactFormat.ADAPTER and row.source is not None:
+            return self.shape_of(row.source)  # merged, it has the tensors of its original
         if row is not None and locate(row, self.settings).is_dir():
             return shape_of_checkpoint(inspect_checkpoint(locate(row, self.settings)))
         parsed = parse_model_name(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.domain.artifacts import ArtifactKind
+from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.domain.errors import ModelInUse
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.comparisons import ComparisonRepository
@@ -14,6 +14,7 @@ from app.persistence.tables import ArtifactRow, DeploymentRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
+from app.storage.sources import merged_folder
 
 
 class ModelService:
@@ -59,4 +60,6 @@ class ModelService:
         ours = row.kind != ArtifactKind.BASE or folder.is_relative_to(self.settings.sources_folder)
         if ours and not shared:
             artifacts.remove(folder)
+        if row.format == ArtifactFormat.ADAPTER:
+            artifacts.remove(merged_folder(row.manifest_sha256, self.settings))
         return row

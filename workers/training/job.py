@@ -40,24 +40,20 @@ PROVE: Final = (0.95, 1.0)
 PACKAGES: Final = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "compressed-tensors")
 
 
-@dataclass(frozen=True)
 class Wishes:
-    """Hears from the supervisor while the training runs."""
+    """Hears from the supervisor from the start: a wish to pause may come before the word to go on."""
 
-    channel: Channel
-    pause: threading.Event
-
-    @classmethod
-    def listen(cls, channel: Channel) -> Wishes:
-        wishes = cls(channel, threading.Event())
-        threading.Thread(target=wishes._hear, daemon=True).start()
-        return wishes
+    def __init__(self, channel: Channel) -> None:
+        self.go = threading.Event()
+        self.pause = threading.Event()
+        self._channel = channel
+        threading.Thread(target=self._hear, daemon=True).start()
 
     def _hear(self) -> None:
         try:
             while True:
-                if self.channel.receive().get("pause"):
-                    self.pause.set()
+                message = self._channel.receive()
+                (self.pause if message.get("pause") else self.go).set()
         except EOFError:
             return  # the supervisor is gone, and this process goes with it
 
@@ -117,16 +113,17 @@ def train_job(task: Message, channel: Channel, settings: Settings) -> None:
     from workers.training.hooks import Paused
     from workers.training.training import train
 
+    wishes = Wishes(channel)
     base = find_base(FineTuningRequest.model_validate(task["request"]), settings)
     source = resolve(base.model, settings, Reporter(channel, RESOLVE).report)
     channel.send({"kind": "resolved", **describe(source.name, source.fingerprint, source.checkpoint)})
-    channel.receive()
+    wishes.go.wait()
     data = training_files(base.request, settings)
     key = _key(source, base.request, data)
     checkpoints = hold_checkpoints(Path(task["checkpoints"]), key)
     target = Path(task["artifact"])
     target.mkdir()
-    hooks = Hooks(Reporter(channel, TRAIN), Wishes.listen(channel))
+    hooks = Hooks(Reporter(channel, TRAIN), wishes)
     try:
         report = train(source, target, base.request, data.training, data.validation, checkpoints, hooks, settings)
     except Paused:
