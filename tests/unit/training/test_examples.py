@@ -188,6 +188,20 @@ def test_an_example_of_which_nothing_learned_is_left_is_refused_with_its_line(
     assert caught.value.param == "validation_file"
 
 
+def test_no_example_is_longer_than_the_model_takes(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", max_position_embeddings=60)
+    (example,) = Encoder(inspect_checkpoint(folder), 1000).encode_file(write(tmp_path / "data", {"messages": TALK}))
+    assert len(example) == 60
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", vocab_size=300)
+    tiny_tokenizer(400).save_pretrained(folder)
+    path = write(tmp_path / "data", {"prompt": "a", "completion": "The miller carried the grain"})
+    with pytest.raises(InvalidParameter, match=r"line 1: it holds the token \d+, and the model has embeddings of 300"):
+        Encoder(inspect_checkpoint(folder), 64).encode_file(path)
+
+
 def test_what_the_template_refuses_is_refused_with_its_line(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model", chat_template="{{ raise_exception('roles must alternate') }}")
     path = write(tmp_path / "data", {"prompt": "a b", "completion": "c"}, {"messages": TALK})
