@@ -110,6 +110,15 @@ def test_calls_of_tools_are_learned_and_results_are_not() -> None:
     assert answer == "Three.<|im_end|>"
 
 
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED_TEMPLATE], ids=["prefixes", "marks"])
+def test_a_template_without_a_place_for_tools_is_refused(template: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tools = [{"type": "function", "function": {"name": "weigh"}}]
+    with pytest.raises(ValueError, match="no place for the tool 'weigh'"):
+        render(tokenizer, conversation(TALK, tools=tools), stops_of(tokenizer))
+
+
 def test_a_template_that_rewrites_earlier_answers_is_refused_for_them_alone() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = FORGETFUL_TEMPLATE
