@@ -80,13 +80,17 @@ def load_tokenizer(source: Checkpoint) -> Any:
 
 
 class Encoder:
-    """Encodes the examples of one file for one model, cut to `length` tokens. Errors name `param`."""
+    """Encodes the examples of one file for one model, cut to `length` tokens or what the model takes.
+
+    Errors name `param`.
+    """
 
     def __init__(self, source: Checkpoint, length: int, param: str = "training_file") -> None:
         self.tokenizer = load_tokenizer(source)
         own = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         self.stops = frozenset([*own, *stop_token_ids(source)])
-        self.length = length
+        self.length = min(length, source.config.get("max_position_embeddings") or length)
+        self.vocabulary = source.config.get("vocab_size")
         self.param = param
 
     def encode_file(self, path: Path) -> Examples:
@@ -154,7 +158,14 @@ class Encoder:
                 f"of its {len(example)} tokens the first {self.length} hold nothing that is learned",
                 "raise bitmill.sequence_length, or shorten the example",
             )
-        return Example(example.input_ids[: self.length], example.carries_loss[: self.length], example.line)
+        cut = Example(example.input_ids[: self.length], example.carries_loss[: self.length], example.line)
+        if self.vocabulary is not None and cut.input_ids.max() >= self.vocabulary:
+            self._refuse(
+                example.line,
+                f"it holds the token {cut.input_ids.max()}, and the model has embeddings of {self.vocabulary}",
+                "take the tokenizer that belongs to the model",
+            )
+        return cut
 
     def _refuse(self, line: int, reason: str, remedy: str) -> NoReturn:
         raise InvalidParameter(f"line {line}: {reason}; {remedy}", param=self.param)

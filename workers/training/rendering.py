@@ -25,6 +25,7 @@ def render(tokenizer: Any, record: Conversation, stops: frozenset[int]) -> tuple
     Raises ValueError, or what the template raises, where it does not write this conversation in one piece.
     """
     messages, tools = record.template_messages(), record.template_tools()
+    _require_place_for_tools(tokenizer, record, messages, tools)
     if _has_marks(tokenizer, tools):
         ids, spans = _marked(tokenizer, messages, tools)
     else:
@@ -38,6 +39,18 @@ def render(tokenizer: Any, record: Conversation, stops: frozenset[int]) -> tuple
             stop = _end_of_turn(ids, start, end, stops)
             learned[start:stop] = [True] * (stop - start)
     return _closed(tokenizer, ids, learned, stops)
+
+
+def _require_place_for_tools(
+    tokenizer: Any, record: Conversation, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> None:
+    """Templates that know nothing of tools leave them out without a word."""
+    called = [call.function.name for message in record.messages for call in message.tool_calls or ()]
+    names = [*(tool.function.name for tool in record.tools or ()), *called]
+    text = _text(tokenizer, messages, tools) if names else ""
+    missing = next((name for name in names if name not in text), None)
+    if missing is not None:
+        raise ValueError(f"it has no place for the tool {missing!r}; leave tools and their calls out")
 
 
 def _has_marks(tokenizer: Any, tools: list[dict[str, Any]] | None) -> bool:

@@ -24,9 +24,10 @@ from workers.training.losses import learned_logits, measure
 # In one pass: bounds activations and logits, which are this times the vocabulary. Larger batches are gathered.
 TOKENS_PER_PASS: Final = 4096
 # Of a validation file, what is read after each epoch.
-VALIDATION_TOKENS: Final = 65_536
-# Writing checkpoints may take this share of the time.
+VALIDATION_TOKENS: Final = 16_384
+# Writing checkpoints may take this share of the time; those that take no longer than a second are always written.
 CHECKPOINT_SHARE: Final = 0.1
+QUICK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ class JobCallback(TrainerCallback):
     def _save_if_due(self, state: TrainerState, control: TrainerControl) -> None:
         if self._ends_epoch(state):
             return  # where a checkpoint is written anyway
-        rest = max(self.work.checkpoint_seconds, self.saving_seconds / CHECKPOINT_SHARE)
+        is_due = time.monotonic() - self.saved_at > self.work.checkpoint_seconds
         if self.hooks.wants_pause():
             self.paused = control.should_training_stop = control.should_save = True
-        elif time.monotonic() - self.saved_at > rest:
+        elif is_due and self._is_affordable():
             control.should_save = True
 
     def _ends_epoch(self, state: TrainerState) -> bool:
@@ -137,9 +138,15 @@ class JobCallback(TrainerCallback):
         if self.paused:
             return
         self._validate(state.global_step)
-        control.should_save = True
-        if state.global_step < self.work.plan.steps and self.hooks.wants_pause():
-            self.paused = control.should_training_stop = True
+        is_last = state.global_step >= self.work.plan.steps
+        self.paused = not is_last and self.hooks.wants_pause()
+        control.should_training_stop |= self.paused
+        control.should_save = is_last or self.paused or self._is_affordable()
+
+    def _is_affordable(self) -> bool:
+        """Whether a checkpoint more is worth its time: epochs may be a step long, and models large."""
+        rested = time.monotonic() - self.saved_at
+        return self.saving_seconds <= QUICK_SECONDS or rested > self.saving_seconds / CHECKPOINT_SHARE
 
     def _validate(self, step: int) -> None:
         work = self.work

@@ -110,6 +110,15 @@ def test_calls_of_tools_are_learned_and_results_are_not() -> None:
     assert answer == "Three.<|im_end|>"
 
 
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, MARKED_TEMPLATE], ids=["prefixes", "marks"])
+def test_a_template_without_a_place_for_tools_is_refused(template: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tools = [{"type": "function", "function": {"name": "weigh"}}]
+    with pytest.raises(ValueError, match="no place for the tool 'weigh'"):
+        render(tokenizer, conversation(TALK, tools=tools), stops_of(tokenizer))
+
+
 def test_a_template_that_rewrites_earlier_answers_is_refused_for_them_alone() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = FORGETFUL_TEMPLATE
@@ -186,6 +195,20 @@ def test_an_example_of_which_nothing_learned_is_left_is_refused_with_its_line(
     with pytest.raises(InvalidParameter, match=r"line 2: of its \d+ tokens the first 48 .*sequence_length") as caught:
         Encoder(checkpoint, 48, "validation_file").encode_file(path)
     assert caught.value.param == "validation_file"
+
+
+def test_no_example_is_longer_than_the_model_takes(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", max_position_embeddings=60)
+    (example,) = Encoder(inspect_checkpoint(folder), 1000).encode_file(write(tmp_path / "data", {"messages": TALK}))
+    assert len(example) == 60
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model", vocab_size=300)
+    tiny_tokenizer(400).save_pretrained(folder)
+    path = write(tmp_path / "data", {"prompt": "a", "completion": "The miller carried the grain"})
+    with pytest.raises(InvalidParameter, match=r"line 1: it holds the token \d+, and the model has embeddings of 300"):
+        Encoder(inspect_checkpoint(folder), 64).encode_file(path)
 
 
 def test_what_the_template_refuses_is_refused_with_its_line(tmp_path: Path) -> None:

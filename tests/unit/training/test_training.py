@@ -134,9 +134,22 @@ def test_checkpoints_are_written_by_the_clock_too(base: FakeBase, facts: Path, t
     train(
         base, tmp_path / "target", request_for("lora", epochs=1), many, None, tmp_path / "checkpoints", hooks, settings
     )
+    assert [step for step, _, _ in hooks.checkpoints] == list(range(1, 61))
+
+
+def test_checkpoints_that_take_long_are_written_less_often(
+    base: FakeBase, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one counts as slow here, and would take most of the time."""
+    monkeypatch.setattr("workers.training.trainer.QUICK_SECONDS", 0.0)
+    hooks = RecordingHooks()
+    (tmp_path / "target").mkdir()
+    settings = Settings(data_dir=tmp_path, training_checkpoint_seconds=1e-6)
+    many = write_facts(tmp_path / "many", FACTS * 20)
+    request = request_for("lora", epochs=1)
+    train(base, tmp_path / "target", request, many, None, tmp_path / "checkpoints", hooks, settings)
     steps = [step for step, _, _ in hooks.checkpoints]
-    # Not after every step: writing would take most of the time.
-    assert 2 < len(steps) < 50
+    assert 1 < len(steps) < 50
     assert steps[-1] == 60
 
 
