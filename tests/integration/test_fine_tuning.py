@@ -112,7 +112,6 @@ def test_an_adapter_is_trained_proven_published_and_quantized(installation: Inst
 def test_the_other_ways_of_training_leave_whole_models(installation: Installation, submit: Submit) -> None:
     with installation.worker():
         wanted = {
-            "full": {"multiplier": 100.0},
             "qat": {"multiplier": 100.0, "quantization": {"group_size": 32}},
             "qlora": {"merge": True},
         }
@@ -179,5 +178,3 @@ def test_what_was_not_learned_is_no_success(installation: Installation, submit: 
     with installation.worker():
         job = installation.wait(submit("full", epochs=1, multiplier=1e-6))
         assert (job.state, (job.error or {})["code"]) == (JobState.FAILED, "quality_gate_failed")
-        job = installation.wait(submit("full", epochs=1, multiplier=1e-6, quality={"gate": "off"}))
-        assert job.state == JobState.SUCCEEDED
