@@ -134,6 +134,10 @@ class Settings(BaseSettings):
     training_checkpoint_seconds: float = Field(
         default=90.0, gt=0, description="How often a fine-tuning job writes a checkpoint, besides each epoch's end."
     )
+    tasks_dir: Path | None = Field(
+        default=None,
+        description="A folder with task files of your own for lm-evaluation-harness, beside those it comes with.",
+    )
     gguf_converter: str | None = Field(
         default=None,
         description="Command that makes GGUF files of architectures without a built-in converter, with `{source}` (a "

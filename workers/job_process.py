@@ -31,7 +31,7 @@ from app.storage import artifacts
 from app.storage.checkpoints import Checkpoint, cached_sha256, inspect_checkpoint
 from workers.cards import report_facts, write_card
 from workers.child import Channel, Message
-from workers.evaluation.job import evaluate, time_serving
+from workers.evaluation.job import answer_tasks, evaluate, time_serving
 from workers.job_run import Reporter, Run, hold_checkpoints, inputs_of, read_calibration_documents
 from workers.stages import StageStore
 from workers.training.job import prove_job, train_job
@@ -141,6 +141,7 @@ STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {
     "prove": prove,
     "evaluate": evaluate,
     "time": time_serving,
+    "tasks": answer_tasks,
     "train": train_job,
     "prove_training": prove_job,
 }
@@ -149,6 +150,7 @@ STEPS: Final[dict[str, Callable[[Message, Channel, Settings], None]]] = {
 FAILURES: Final[dict[str, type[JobFailed]]] = {
     "evaluate": EvaluationFailed,
     "time": EvaluationFailed,
+    "tasks": EvaluationFailed,
     "train": TrainingFailed,
     "prove_training": TrainingFailed,
 }

@@ -187,6 +187,10 @@ class Supervisor:
             with self.child(attempt, "time") as child:
                 child.send({"subject": resolved["subject"]})
                 result["serving"] = self.wait_for(child, attempt, "done")["serving"]
+        if request.tasks:
+            with self.child(attempt, "tasks") as child:
+                child.send({"subject": resolved["subject"]})
+                result["tasks"] = self.wait_for(child, attempt, "done")["tasks"]
         self._keep(attempt, resolved["subject"]["name"], EvaluationResult.model_validate(result))
 
     def _keep(self, attempt: Attempt, model: str, result: EvaluationResult) -> None:

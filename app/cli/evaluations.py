@@ -28,11 +28,13 @@ Connect = Callable[[], BitmillClient]
 @click.option("--samples", type=click.IntRange(1, 4096), default=32, show_default=True, help="Windows scored at most.")
 @click.option("--context-length", type=click.IntRange(8, 32768), default=512, show_default=True)
 @click.option("--engine", help="The engine to time.  [default: the one that serves the model]")
+@click.option("--task", "tasks", multiple=True, help="A task of lm-evaluation-harness, such as hellaswag; repeatable.")
+@click.option("--task-limit", type=click.IntRange(min=1), help="Documents of each task at most.  [default: all]")
 @click.option("--wait", is_flag=True, help="Follow the job to its end and show what it found.")
 @click.pass_obj
 def evaluate(connect: Connect, /, model: str, metrics: tuple[str, ...], wait: bool, **options: Any) -> None:
-    """Measure MODEL: quality against its original, memory and speed."""
-    body = {name: value for name, value in options.items() if value is not None}
+    """Measure MODEL: quality against its original, memory, speed, and answers to tasks."""
+    body = {name: value for name, value in options.items() if value not in (None, ())}
     with connect() as client:
         job = client.evaluate(model, **body, **({"metrics": list(metrics)} if metrics else {}))
         click.echo(job["id"])

@@ -98,7 +98,9 @@ def workers(rows: list[Json]) -> Table:
 def evaluation(result: Json) -> Table:
     """One measured figure per row, with its standard error or what it is of."""
     table = Table("measured", Column("value", justify="right"), "")
-    for name, value, note in [*_quality_rows(result["quality"]), *_serving_rows(result["serving"])]:
+    for name, value, note in [
+        *_quality_rows(result["quality"]), *_serving_rows(result["serving"]), *_task_rows(result.get("tasks")),
+    ]:  # fmt: skip
         table.add_row(name, value, note)
     return table
 
@@ -188,6 +190,15 @@ def _quality_rows(quality: Json | None) -> list[tuple[str, str, str]]:
 
 def _row(name: str, value: Json | None, note: str = "") -> tuple[str, str, str] | None:
     return (name, f"{value['value']:.4f}", f"± {value['standard_error']:.4f} {note}".rstrip()) if value else None
+
+
+def _task_rows(tasks: Json | None) -> list[tuple[str, str, str]]:
+    rows = []
+    for task, figures in (tasks or {}).items():
+        for name, metric in figures["metrics"].items():
+            error = f"± {metric['standard_error']:.4f}, " if metric["standard_error"] is not None else ""
+            rows.append((f"{task}: {name}", f"{metric['value']:.4f}", f"{error}{figures['documents']} documents"))
+    return rows
 
 
 def _serving_rows(serving: Json | None) -> list[tuple[str, str, str]]:

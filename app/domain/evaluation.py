@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, Field, StringConstraints, field_validator
+from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
 
 from app.domain.artifacts import Measurement
 from app.domain.files import FilePurpose, require_dataset
@@ -36,6 +36,9 @@ ENGINE_METRICS: Final = frozenset(Metric) - QUALITY_METRICS
 
 # The column of a job's model holds no longer names.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
 class MeasuringOptions(BaseModel, extra="forbid", frozen=True):
@@ -76,6 +79,21 @@ class EvaluationRequest(MeasuringOptions, extra="forbid", frozen=True):
         description="The original that the model is compared with. A quantized model has its own source.",
     )
     engine: str | None = Field(default=None, max_length=64, description="The engine to time, else the one that serves.")
+    metrics: tuple[Metric, ...] = Field(
+        default=tuple(Metric),
+        description="What to measure. Comparing metrics are left out for an original without a reference. Empty for "
+        "tasks alone.",
+    )
+    tasks: tuple[TaskName, ...] = Field(
+        default=(), max_length=64, description="Tasks of lm-evaluation-harness, such as hellaswag."
+    )
+    task_limit: int | None = Field(default=None, ge=1, description="Documents of each task at most; all where null.")
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvaluationRequest:
+        if not self.metrics and not self.tasks:
+            raise ValueError("nothing is to be measured; name `metrics` or `tasks`")
+        return self
 
 
 class Divergence(BaseModel, frozen=True):
@@ -127,11 +145,25 @@ class EngineFigures(BaseModel, frozen=True):
     speed: tuple[SpeedFigures, ...] = ()
 
 
+class TaskMetric(BaseModel, frozen=True):
+    value: float
+    standard_error: float | None = None
+
+
+class TaskFigures(BaseModel, frozen=True):
+    """One task's metrics, as the harness names them. Without a standard error where it gives none."""
+
+    version: str
+    documents: int
+    metrics: dict[str, TaskMetric]
+
+
 class EvaluationResult(BaseModel, frozen=True):
     """A part that was not asked for is None. `hardware` is the worker's."""
 
     quality: QualityFigures | None = None
     serving: EngineFigures | None = None
+    tasks: dict[str, TaskFigures] | None = None
     hardware: dict[str, Any] | None = None
 
 

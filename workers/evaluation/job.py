@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.domain.artifacts import ArtifactFormat
+from app.domain.errors import EvaluationFailed
 from app.domain.evaluation import EvaluationRequest, Metric
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.tables import ArtifactRow
@@ -18,11 +20,13 @@ from workers.job_run import Reporter
 
 if TYPE_CHECKING:
     from workers.evaluation.quality import Subject
+    from workers.serving.deployment import ServedModel
     from workers.sources.importing import Report
     from workers.sources.resolve import Source
 
 SCORE = (0.1, 0.7)
-TIME = (0.7, 1.0)
+TIME = (0.7, 0.8)
+TASKS = (0.8, 1.0)
 
 
 def evaluate(task: Message, channel: Channel, settings: Settings) -> None:
@@ -33,6 +37,7 @@ def evaluate(task: Message, channel: Channel, settings: Settings) -> None:
 
     request = EvaluationRequest.model_validate(task["request"])
     require_measurable(request)
+    require_harness(request)
     row = find_quantized(request.model, settings)
     report = Reporter(channel, RESOLVE).report
     original = resolve(request.reference or request.model, settings, report)
@@ -40,7 +45,9 @@ def evaluate(task: Message, channel: Channel, settings: Settings) -> None:
     source = original if is_original else resolve(request.model, settings, report)
     subject = _subject(row, source, settings, report)
     sources = {each.name: describe(each.name, each.fingerprint, each.checkpoint) for each in (original, source)}
-    channel.send({"kind": "resolved", "sources": list(sources.values()), "subject": _message(subject, row)})
+    # The artifact was proven to read text as its original does.
+    known = _message(subject, row) | {"tokenizer": str(original.path)}
+    channel.send({"kind": "resolved", "sources": list(sources.values()), "subject": known})
     quality = None
     if request.measures_quality:
         quality = measure_quality(
@@ -52,6 +59,16 @@ def evaluate(task: Message, channel: Channel, settings: Settings) -> None:
             report=Reporter(channel, SCORE).report,
         ).model_dump(mode="json")
     channel.send({"kind": "done", "quality": quality})
+
+
+def require_harness(request: EvaluationRequest) -> None:
+    """Raises EvaluationFailed where tasks were asked for, and what answers them is not installed."""
+    if request.tasks and find_spec("lm_eval") is None:
+        raise EvaluationFailed(
+            "tasks need lm-evaluation-harness, which this worker does not have; install it with: "
+            "pip install 'bitmill[tasks]'",
+            param="tasks",
+        )
 
 
 def find_quantized(name: str, settings: Settings) -> ArtifactRow | None:
@@ -80,18 +97,32 @@ def _message(subject: Subject, row: ArtifactRow | None) -> Message:
     return {"name": subject.name, "folder": str(subject.folder), "format": subject.format.value, "method": method}
 
 
-def time_serving(task: Message, channel: Channel, settings: Settings) -> None:
-    """Serves the model on its engine and times it."""
+def _served(subject: Message, engine: str | None) -> ServedModel:
     from app.domain.serving import DeploymentOptions
-    from workers.evaluation.speed import measure_serving
     from workers.serving.deployment import ServedModel
+
+    options = DeploymentOptions(engine=engine)
+    folder, format_ = Path(subject["folder"]), ArtifactFormat(subject["format"])
+    return ServedModel(subject["name"], folder, format_, subject["method"], options)
+
+
+def answer_tasks(task: Message, channel: Channel, settings: Settings) -> None:
+    """Serves the model, and has lm-evaluation-harness ask it."""
+    from workers.evaluation.tasks import run_tasks
 
     request = EvaluationRequest.model_validate(task["request"])
     subject = channel.receive()["subject"]
-    options = DeploymentOptions(engine=request.engine)
-    model = ServedModel(
-        subject["name"], Path(subject["folder"]), ArtifactFormat(subject["format"]), subject["method"], options
-    )
+    report = Reporter(channel, TASKS).report
+    found = run_tasks(_served(subject, request.engine), Path(subject["tokenizer"]), request, settings, report)
+    channel.send({"kind": "done", "tasks": {name: each.model_dump(mode="json") for name, each in found.items()}})
+
+
+def time_serving(task: Message, channel: Channel, settings: Settings) -> None:
+    """Serves the model on its engine and times it."""
+    from workers.evaluation.speed import measure_serving
+
+    request = EvaluationRequest.model_validate(task["request"])
+    model = _served(channel.receive()["subject"], request.engine)
     text = Path(__file__).with_name("data").joinpath("sample.txt").read_text(encoding="utf-8")
     wanted: set[Metric] = set(request.metrics)
     figures = measure_serving(model, text, wanted, settings, Reporter(channel, TIME).report)

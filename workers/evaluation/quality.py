@@ -123,6 +123,6 @@ def _compared(scores: Scores, reference: Reference, wanted: set[Metric]) -> dict
 
 def require_measurable(request: EvaluationRequest) -> None:
     """Raises InvalidParameter where nothing of what was asked for can be told without a reference."""
-    if request.reference is None and set(request.metrics) <= REFERENCE_METRICS:
+    if request.metrics and request.reference is None and set(request.metrics) <= REFERENCE_METRICS:
         asked = ", ".join(metric.value for metric in request.metrics)
         raise InvalidParameter(f"{asked} of an original need a `reference` to compare with", param="reference")
