@@ -205,7 +205,7 @@ def arguments(work: Work, folder: Path) -> TrainingArguments:
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=warmup_steps(options.warmup, plan.steps),
-        optim="paged_adamw_8bit" if cuda else "adamw_torch",
+        optim="paged_adamw_8bit" if cuda else "adamw_torch_fused",
         use_cpu=not cuda,
         bf16=work.autocast,
         activation_checkpointing=options.gradient_checkpointing,
