@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from app.domain.fine_tuning import FineTuningRequest, SampleLoss, TrainingPlan, TrainingReport, plan
 from app.settings import Settings
+from app.storage.artifacts import require_free_disk
 from workers.training import checkpoints
 from workers.training.checkpoints import Progress
 from workers.training.collation import Padding, padding_of
@@ -24,6 +25,9 @@ from workers.training.trainer import Work, run_steps
 PREPARATION: Final = 0.05
 WRITING: Final = 0.95
 SAMPLE_TOKENS: Final = 4096
+# Of a checkpoint per trained weight: itself and two moments, in 32 bits each; two are kept while a third is written.
+CHECKPOINT_BYTES: Final = 12
+CHECKPOINTS: Final = checkpoints.KEPT + 1
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Limits:
-    """Size limit of one safetensors file, and how often a checkpoint is written besides each epoch's end."""
+    """Size limit of one safetensors file, how often checkpoints are written, and what a disk must keep free."""
 
     max_shard_bytes: int
     checkpoint_seconds: float
+    min_free_disk_bytes: int = 0
 
 
 class Part:
@@ -93,7 +98,7 @@ def train(
     hooks.report(0.0, "reading the examples")
     data = read_data(base, request, training, validation)
     decided = plan(request, len(data.training))
-    limits = Limits(settings.max_shard_bytes, settings.training_checkpoint_seconds)
+    limits = Limits(settings.max_shard_bytes, settings.training_checkpoint_seconds, settings.min_free_disk_bytes)
     return train_on(base, target, recipe_of(request.bitmill), decided, data, checkpoint_folder, hooks, limits)
 
 
@@ -121,6 +126,9 @@ def train_on(
     hooks.report(0.01, "loading the model")
     set_seed(decided.seed)
     model = recipe.load(base.checkpoint)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    require_free_disk(checkpoint_folder, CHECKPOINTS * CHECKPOINT_BYTES * trained, limits.min_free_disk_bytes)
     work = Work(
         plan=decided,
         training=data.training,
@@ -135,7 +143,6 @@ def train_on(
     if progress.sample_before is None:
         hooks.report(0.02, "measuring the loss before the training")
         progress.sample_before = _sample_loss(model, data, padding, recipe)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not run_steps(model, work, Part(hooks, PREPARATION, WRITING), progress, resumed):
         raise Paused(progress.step)
     hooks.report(WRITING, "measuring the loss after the training")
