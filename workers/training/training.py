@@ -122,22 +122,13 @@ def train_on(
     limits: Limits,
 ) -> TrainingReport:
     """`train`, with its examples read and its plan decided."""
-    padding = padding_of(load_tokenizer(base.checkpoint))
     hooks.report(0.01, "loading the model")
     set_seed(decided.seed)
     model = recipe.load(base.checkpoint)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    checkpoint_folder.mkdir(parents=True, exist_ok=True)
-    require_free_disk(checkpoint_folder, CHECKPOINTS * CHECKPOINT_BYTES * trained, limits.min_free_disk_bytes)
-    work = Work(
-        plan=decided,
-        training=data.training,
-        validation=data.validation,
-        padding=padding,
-        autocast=recipe.autocast,
-        folder=checkpoint_folder,
-        checkpoint_seconds=limits.checkpoint_seconds,
-    )
+    _require_room(checkpoint_folder, trained, limits)
+    padding = padding_of(load_tokenizer(base.checkpoint))
+    work = _work(decided, data, padding, recipe, checkpoint_folder, limits)
     resumed = checkpoints.newest(checkpoint_folder)
     progress = checkpoints.read_progress(resumed) if resumed else Progress()
     if progress.sample_before is None:
@@ -149,6 +140,25 @@ def train_on(
     sample = _sample(model, data, padding, recipe, progress.sample_before)
     written = _write(model, recipe, base, target, checkpoint_folder, hooks, limits)
     return _report(work, data, progress, sample, trained, written)
+
+
+def _require_room(folder: Path, trained_parameters: int, limits: Limits) -> None:
+    """Raises DiskFull before anything is trained."""
+    needed = CHECKPOINTS * CHECKPOINT_BYTES * trained_parameters
+    folder.mkdir(parents=True, exist_ok=True)
+    require_free_disk(folder, needed, limits.min_free_disk_bytes)
+
+
+def _work(plan: TrainingPlan, data: Data, padding: Padding, recipe: Recipe, folder: Path, limits: Limits) -> Work:
+    return Work(
+        plan=plan,
+        training=data.training,
+        validation=data.validation,
+        padding=padding,
+        autocast=recipe.autocast,
+        folder=folder,
+        checkpoint_seconds=limits.checkpoint_seconds,
+    )
 
 
 def _sample_loss(model: Any, data: Data, padding: Padding, recipe: Recipe) -> float:
