@@ -146,8 +146,9 @@ class Encoder:
             )
         try:
             ids, learned = render(self.tokenizer, record, self.stops)
-        except (TemplateError, TypeError, ValueError) as error:
-            # Templates are programs: they raise on purpose, or stumble over what they do not expect.
+        except (TemplateError, TypeError, ValueError, NotImplementedError) as error:
+            # Templates are programs: they raise on purpose, or stumble over what they do not expect. The last is of
+            # tokenizers that cannot tell where in a text their tokens are.
             self._refuse(line, f"the model's chat template refuses it: {error}", "change its messages")
         return _example(ids, learned, line)
 

@@ -32,20 +32,29 @@ def measure(model: Any, examples: Sequence[Example], padding: Padding, *, autoca
     tokens = 0
     with evaluating(model), torch.inference_mode(), autocast_to_bf16(model.device, enabled=autocast):
         for batch in _batches(examples, padding):
-            rows = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            labels = rows.pop("labels")
-            predicted, wanted = learned_logits(model(**rows, use_cache=False).logits, labels)
+            predicted, wanted = learned_logits(model, {name: rows.to(model.device) for name, rows in batch.items()})
             loss += float(cross_entropy(predicted.float(), wanted, reduction="sum"))
             hits += float((predicted.argmax(dim=-1) == wanted).sum())
             tokens += len(wanted)
     return Measured(loss / tokens, hits / tokens, tokens)
 
 
-def learned_logits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of (batch, length, vocabulary) the rows (n, vocabulary) that predict a learned token, and these (n,)."""
-    wanted = labels[:, 1:]
+def learned_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits (n, vocabulary) that predict a learned token of the batch, and these tokens (n,).
+
+    The output head is run only at places where some example of the batch has one: logits of all places are by far the
+    largest tensor of a training.
+    """
+    wanted = batch["labels"][:, 1:]
     learned = wanted != IGNORED
-    return logits[:, :-1][learned], wanted[learned]
+    places = learned.any(dim=0).nonzero()[:, 0]
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        logits_to_keep=places,
+        use_cache=False,
+    ).logits
+    return logits[learned[:, places]], wanted[learned]
 
 
 def autocast_to_bf16(device: torch.device, *, enabled: bool) -> Any:

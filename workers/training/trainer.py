@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.domain.errors import TrainingFailed
@@ -52,25 +53,31 @@ class Tally:
     hits: int = 0
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        predicted, wanted = learned_logits(logits, inputs["labels"])
-        self.tokens += int(inputs["attention_mask"].sum())
+    @torch.no_grad()
+    def add(self, predicted: torch.Tensor, wanted: torch.Tensor, read: torch.Tensor) -> None:
+        """Logits, the tokens that they should have given, and the mask of all that were read."""
+        self.tokens += int(read.sum())
         self.learned += len(wanted)
         self.hits += int((predicted.argmax(dim=-1) == wanted).sum())
 
 
 class TallyingTrainer(Trainer):
-    """Counts tokens, and those that were predicted, on the way."""
+    """Computes the loss of learned tokens alone, and counts them on the way."""
 
     tally: Tally
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        with torch.no_grad():
-            self.tally.add(outputs.logits, inputs)
-        return (loss, outputs) if return_outputs else loss
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The mean over the learned tokens of all passes of a step, where the library counted them."""
+        predicted, wanted = learned_logits(model, inputs)
+        self.tally.add(predicted, wanted, inputs["attention_mask"])
+        loss = cross_entropy(predicted.float(), wanted, reduction="sum")
+        return loss / (len(wanted) if num_items_in_batch is None else num_items_in_batch)
 
 
 class JobCallback(TrainerCallback):
@@ -205,7 +212,7 @@ def arguments(work: Work, folder: Path) -> TrainingArguments:
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=warmup_steps(options.warmup, plan.steps),
-        optim="paged_adamw_8bit" if cuda else "adamw_torch",
+        optim="paged_adamw_8bit" if cuda else "adamw_torch_fused",
         use_cpu=not cuda,
         bf16=work.autocast,
         activation_checkpointing=options.gradient_checkpointing,

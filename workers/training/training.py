@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from app.domain.fine_tuning import FineTuningRequest, SampleLoss, TrainingPlan, TrainingReport, plan
 from app.settings import Settings
+from app.storage.artifacts import require_free_disk
 from workers.training import checkpoints
 from workers.training.checkpoints import Progress
 from workers.training.collation import Padding, padding_of
@@ -24,6 +25,9 @@ from workers.training.trainer import Work, run_steps
 PREPARATION: Final = 0.05
 WRITING: Final = 0.95
 SAMPLE_TOKENS: Final = 4096
+# Of a checkpoint per trained weight: itself and two moments, in 32 bits each; two are kept while a third is written.
+CHECKPOINT_BYTES: Final = 12
+CHECKPOINTS: Final = checkpoints.KEPT + 1
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Limits:
-    """Size limit of one safetensors file, and how often a checkpoint is written besides each epoch's end."""
+    """Size limit of one safetensors file, how often checkpoints are written, and what a disk must keep free."""
 
     max_shard_bytes: int
     checkpoint_seconds: float
+    min_free_disk_bytes: int = 0
 
 
 class Part:
@@ -93,7 +98,7 @@ def train(
     hooks.report(0.0, "reading the examples")
     data = read_data(base, request, training, validation)
     decided = plan(request, len(data.training))
-    limits = Limits(settings.max_shard_bytes, settings.training_checkpoint_seconds)
+    limits = Limits(settings.max_shard_bytes, settings.training_checkpoint_seconds, settings.min_free_disk_bytes)
     return train_on(base, target, recipe_of(request.bitmill), decided, data, checkpoint_folder, hooks, limits)
 
 
@@ -117,31 +122,43 @@ def train_on(
     limits: Limits,
 ) -> TrainingReport:
     """`train`, with its examples read and its plan decided."""
-    padding = padding_of(load_tokenizer(base.checkpoint))
     hooks.report(0.01, "loading the model")
     set_seed(decided.seed)
     model = recipe.load(base.checkpoint)
-    work = Work(
-        plan=decided,
-        training=data.training,
-        validation=data.validation,
-        padding=padding,
-        autocast=recipe.autocast,
-        folder=checkpoint_folder,
-        checkpoint_seconds=limits.checkpoint_seconds,
-    )
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    _require_room(checkpoint_folder, trained, limits)
+    padding = padding_of(load_tokenizer(base.checkpoint))
+    work = _work(decided, data, padding, recipe, checkpoint_folder, limits)
     resumed = checkpoints.newest(checkpoint_folder)
     progress = checkpoints.read_progress(resumed) if resumed else Progress()
     if progress.sample_before is None:
         hooks.report(0.02, "measuring the loss before the training")
         progress.sample_before = _sample_loss(model, data, padding, recipe)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not run_steps(model, work, Part(hooks, PREPARATION, WRITING), progress, resumed):
         raise Paused(progress.step)
     hooks.report(WRITING, "measuring the loss after the training")
     sample = _sample(model, data, padding, recipe, progress.sample_before)
     written = _write(model, recipe, base, target, checkpoint_folder, hooks, limits)
     return _report(work, data, progress, sample, trained, written)
+
+
+def _require_room(folder: Path, trained_parameters: int, limits: Limits) -> None:
+    """Raises DiskFull before anything is trained."""
+    needed = CHECKPOINTS * CHECKPOINT_BYTES * trained_parameters
+    folder.mkdir(parents=True, exist_ok=True)
+    require_free_disk(folder, needed, limits.min_free_disk_bytes)
+
+
+def _work(plan: TrainingPlan, data: Data, padding: Padding, recipe: Recipe, folder: Path, limits: Limits) -> Work:
+    return Work(
+        plan=plan,
+        training=data.training,
+        validation=data.validation,
+        padding=padding,
+        autocast=recipe.autocast,
+        folder=folder,
+        checkpoint_seconds=limits.checkpoint_seconds,
+    )
 
 
 def _sample_loss(model: Any, data: Data, padding: Padding, recipe: Recipe) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.errors import TrainingFailed
+from app.domain.errors import DiskFull, TrainingFailed
 from app.domain.fine_tuning import TrainingReport
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
@@ -190,6 +190,15 @@ def test_gradient_checkpointing_changes_nothing_but_memory(base: FakeBase, facts
         run(base, facts, tmp_path / str(number), "qlora", hooks, gradient_checkpointing=wanted, epochs=2)
         losses.append(hooks.losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_checkpoints_need_room(base: FakeBase, facts: Path, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, min_free_disk_bytes=2**60)
+    (tmp_path / "target").mkdir()
+    hooks = RecordingHooks()
+    with pytest.raises(DiskFull):
+        train(base, tmp_path / "target", request_for("full"), facts, None, tmp_path / "checkpoints", hooks, settings)
+    assert hooks.steps == {}
 
 
 def test_a_loss_that_is_no_number_ends_the_training(facts: Path, tmp_path: Path) -> None:
