@@ -19,7 +19,7 @@ from app.domain.contract import (
     SIZE_MARGIN,
     JobContract,
     broken_terms,
-    number,
+    figure,
     parse_auto,
     unknown_terms,
 )
@@ -314,4 +314,4 @@ def _counted(tried: list[Json], skipped: list[Json]) -> str:
 
 
 def _words(contract: JobContract) -> str:
-    return ", ".join(f"{name} {number(bound)}" for name, bound in contract.terms.items())
+    return ", ".join(f"{name} {figure(bound)}" for name, bound in contract.terms.items())
