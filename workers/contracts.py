@@ -19,6 +19,7 @@ from app.domain.contract import (
     SIZE_MARGIN,
     JobContract,
     broken_terms,
+    figure,
     parse_auto,
     unknown_terms,
 )
@@ -146,7 +147,7 @@ class ContractSearch:
         for name, predicted, margin in margins:
             bound = getattr(self.contract, f"max_{name}_bytes")
             if bound is not None and candidate.predicted[predicted] > bound * margin:
-                return f"max_{name}_bytes is {bound}, and {candidate.predicted[predicted]} are predicted"
+                return f"max_{name}_bytes is {bound:,}, and {candidate.predicted[predicted]:,} are predicted"
         return None
 
     def _satisfied(self, candidate: Candidate, number: int, count: int) -> bool:
@@ -313,4 +314,4 @@ def _counted(tried: list[Json], skipped: list[Json]) -> str:
 
 
 def _words(contract: JobContract) -> str:
-    return ", ".join(f"{name} {bound:g}" for name, bound in contract.terms.items())
+    return ", ".join(f"{name} {figure(bound)}" for name, bound in contract.terms.items())

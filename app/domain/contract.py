@@ -113,8 +113,13 @@ def broken_terms(contract: Contract, values: Mapping[str, float | None]) -> list
     for name, bound in contract.terms.items():
         value = values.get(MEASURED_AS[name])
         if value is not None and (value > bound if name.startswith("max_") else value < bound):
-            found.append(f"{name} is {bound:g}, and it has {value:g}")
+            found.append(f"{name} is {figure(bound)}, and it has {figure(value)}")
     return found
+
+
+def figure(value: float) -> str:
+    """Bytes in full, with thousands set apart; measured figures to six digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def unknown_terms(contract: Contract, values: Mapping[str, float | None]) -> list[str]:

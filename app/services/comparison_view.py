@@ -162,10 +162,11 @@ def _measurement(value: Measurement | None) -> dict[str, float] | None:
 def _status(line: Line) -> str:
     if line.row.settled:
         return "failed" if line.row.error else "succeeded"
-    job = _current(line)
-    if job is None or JobState(job.state) in FINAL_STATES:
+    if line.evaluation is not None:
+        return public_status(JobState(line.evaluation.state))
+    if line.quantization is None or line.quantization.state == JobState.SUCCEEDED:
         return "queued"  # for its next job
-    return public_status(JobState(job.state))
+    return public_status(JobState(line.quantization.state))
 
 
 def _current(line: Line) -> JobRow | None:
@@ -174,7 +175,7 @@ def _current(line: Line) -> JobRow | None:
 
 def _stage(line: Line) -> str | None:
     job = _current(line)
-    return job.stage if job is not None and not line.row.settled else None
+    return job.stage if job is not None and JobState(job.state) not in FINAL_STATES else None
 
 
 def _fraction(line: Line) -> float:

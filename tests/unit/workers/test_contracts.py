@@ -159,7 +159,7 @@ def test_where_none_does_the_job_fails_with_what_was_found(bench: Bench) -> None
     assert [entry["on_pareto_front"] for entry in details["tried"]] == [True, False]
     (skipped,) = details["skipped"]
     assert skipped["label"] == "fp32"
-    assert "32768 are predicted" in skipped["reason"]
+    assert "max_size_bytes is 20,000, and 32,768 are predicted" in skipped["reason"]
     assert isinstance(error_from_dict(job.error), ContractUnsatisfiable)
 
 
