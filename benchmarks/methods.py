@@ -37,6 +37,7 @@ METHODS: list[dict[str, Any]] = [
     {"type": "fp4", "format": "mxfp4"},
     {"type": "gptq", "bits": 4, "group_size": 64},
     {"type": "awq", "group_size": 64},
+    {"type": "qat", "group_size": 64},
     {"type": "gguf", "quantization": "Q8_0"},
     {"type": "gguf", "quantization": "Q5_K_M"},
     {"type": "gguf", "quantization": "Q4_K_M"},
@@ -45,7 +46,7 @@ METHODS: list[dict[str, Any]] = [
 ]
 # The first job of a model unpacks it too, and measures the original.
 IMPORT = {"type": "none", "dtype": "fp32"}
-SLOW = ("gptq", "awq")
+SLOW = ("gptq", "awq", "qat")
 
 
 def run_job(client: BitmillClient, method: dict[str, Any]) -> dict[str, Any]:
