@@ -31,9 +31,6 @@ MODELS_HELD: Final = 2.0
 TRAINED_BYTES: Final = 16
 ACTIVATION_BYTES: Final = 750 * MIB
 IMPORTANCE_BYTES: Final = 1800 * MIB
-# Training holds weights, gradients and the two moments of Adam in 32 bits, and activations for the backward pass.
-TRAINED_BYTES_PER_PARAMETER: Final = 16
-BACKWARD_BYTES: Final = 2000 * MIB
 # The second holds the loaded model and, for the positions of one window that are scored, several arrays of
 # log-probabilities over the vocabulary in 64 bits: the original's, the artifact's and what their divergence takes.
 SCORED_POSITIONS: Final = 256
@@ -122,9 +119,6 @@ def estimate_job(
 
 
 def _quantizing_bytes(spec: MethodSpec, params: MethodParams, weights: WeightsEstimate, model: ModelShape) -> int:
-    if spec.needs_training:
-        parameters = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-        return JOB_RUNTIME_BYTES + TRAINED_BYTES_PER_PARAMETER * parameters + BACKWARD_BYTES
     calibrated = params.calibration_wanted() is not None
     if spec.streams and not calibrated:
         return JOB_RUNTIME_BYTES + TENSORS_HELD * weights.largest_tensor_bytes
