@@ -98,7 +98,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> Bench:
     tokens = np.array(load_tokenizer(source).encode(learned, verbose=False), dtype=np.int32)
     windows = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)
     examples = Examples([Example(window, np.ones(WINDOW, dtype=np.bool_)) for window in windows])
-    sample = cut_sample(source, "held out", held_out, length=512, limit=8 if arguments.quick else 24)
+    sample = cut_sample(source, "held out", held_out, length=512, limit=8 if arguments.quick else 16)
     steps = 8 if arguments.quick else arguments.steps
     return Bench(source, examples, sample, steps, arguments.learning_rate, folder)
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="eight steps and a small sample")
     parser.add_argument("--text", type=Path, help="a text file to train on and, at its end, to measure on")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
