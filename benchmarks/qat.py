@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="eight steps and a small sample")
     parser.add_argument("--text", type=Path, help="a text file to train on and, at its end, to measure on")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
