@@ -130,7 +130,7 @@ RULES: Final[tuple[Rule, ...]] = (
 
 # From so many requests at a time decoding is bound by arithmetic rather than by reading weights.
 HIGH_CONCURRENCY: Final = 32
-WEIGHT_ONLY: Final = frozenset({"awq", "gptq", "int4", "hqq", "autoround", "bitsandbytes", "fp4"})
+WEIGHT_ONLY: Final = frozenset({"awq", "gptq", "int4", "hqq", "autoround", "bitsandbytes", "fp4", "qat"})
 CAUTION: Final = (
     "4-bit weight-only formats unpack weights at every step: from some 32 requests at a time on even kernels made for "
     "it gain less and less (https://arxiv.org/abs/2408.11743), and others can be slower than bf16 on such a GPU; "

@@ -6,11 +6,12 @@ One is written under WRITING and moved to its place by one rename. What an inter
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
+
+from app.storage.artifacts import sync
 
 PREFIX: Final = "checkpoint-"
 WRITING: Final = ".writing"
@@ -56,19 +57,11 @@ def publish(folder: Path, progress: Progress) -> Path:
     written, place = folder / WRITING / name, folder / name
     (written / PROGRESS).write_text(json.dumps(asdict(progress)))
     for path in written.iterdir():
-        _flush(path)
+        sync(path)
     if place.exists():  # written again by an attempt that went on from an older one
         shutil.rmtree(place)
     written.rename(place)
-    _flush(folder)
+    sync(folder)
     for old in sorted(folder.glob(f"{PREFIX}*"), key=step_of)[:-KEPT]:
         shutil.rmtree(old)
     return place
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
