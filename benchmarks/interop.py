@@ -1,6 +1,6 @@
 """Whether other engines load what Bitmill writes, and say the same: vLLM's CPU build and llama.cpp's own tools.
 
-`python benchmarks/interop.py [--quick] [--environment FOLDER]` quantizes the demo model with Bitmill's methods.
+`python benchmarks/interop.py [--quick] [--only METHOD …] [--environment FOLDER]` quantizes the demo model with Bitmill's methods.
 vLLM runs in an environment of its own, which is made in FOLDER unless it is there. Agreement is the share of the
 first 16 greedy tokens before the engine and transformers part, both given the same artifact and prompt.
 """
@@ -44,6 +44,9 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "awq": {"type": "awq", "group_size": 64},
     "fp8": {"type": "fp8"},
     "int4": {"type": "int4", "group_size": 64, "algorithm": "gptq"},
+    # A few steps: what is looked at is the layout.
+    "qat": {"type": "qat", "max_steps": 8},
+    "qat-w4a8": {"type": "qat", "scheme": "int8-int4", "max_steps": 8},
 }
 CALIBRATED: Final = ("gptq", "awq", "int4")
 GGUF: Final[dict[str, Any]] = {"type": "gguf", "quantization": "Q4_K_M"}
@@ -218,6 +221,7 @@ def main() -> None:
     parser.add_argument(
         "--environment", type=Path, default=Path("bitmill-data/engines/vllm"), help="where vLLM is or goes"
     )
+    parser.add_argument("--only", choices=METHODS, nargs="+", default=list(METHODS), help="vLLM's rows to make")
     arguments = parser.parse_args()
     size = {"samples": 4, "sequence_length": 64} if arguments.quick else {"samples": 32, "sequence_length": 256}
     calibrated = {name: {**METHODS[name], "calibration": size} for name in CALIBRATED}
@@ -228,7 +232,8 @@ def main() -> None:
         source = inspect_checkpoint(import_demo(parse_model_name(MODEL), settings, lambda fraction, stage: None))
         python = vllm_python(arguments.environment.resolve())
         gguf = check_gguf(source, {**GGUF, "calibration": size}, folder)
-        for checks in (gguf, check_vllm(source, METHODS | calibrated, python, folder)):
+        methods = {name: (METHODS | calibrated)[name] for name in arguments.only}
+        for checks in (gguf, check_vllm(source, methods, python, folder)):
             for found in checks:
                 rows.append(found)
                 show(found)
