@@ -1,8 +1,8 @@
 """Whether other engines load what Bitmill writes, and say the same: vLLM's CPU build and llama.cpp's own tools.
 
-`python benchmarks/interop.py [--quick] [--only METHOD …] [--environment FOLDER]` quantizes the demo model with Bitmill's methods.
-vLLM runs in an environment of its own, which is made in FOLDER unless it is there. Agreement is the share of the
-first 16 greedy tokens before the engine and transformers part, both given the same artifact and prompt.
+`python benchmarks/interop.py [--quick] [--only METHOD …] [--environment FOLDER]` quantizes the demo model with
+Bitmill's methods. vLLM runs in an environment of its own, which is made in FOLDER unless it is there. Agreement is the
+share of the first 16 greedy tokens before the engine and transformers part, both given the same artifact and prompt.
 """
 
 from __future__ import annotations
