@@ -12,7 +12,7 @@ import torch
 
 from app.domain.errors import IncompatibleModel, InvalidParameter, ModelNotFound
 from tests.fakes.models import tiny_model
-from workers.serving.batching.adapters import LowRank
+from workers.serving.batching.adapters import LowRank, read_adapter
 from workers.serving.batching.generator import BatchedGenerator
 from workers.serving.batching.sampling import SamplingSettings
 
@@ -107,6 +107,16 @@ def test_no_prefix_is_shared_with_another_adapter(generator: BatchedGenerator, e
     """One after the other, the same prompt: what one left in the cache must not serve the next."""
     for name in ["", "first", "second", "", "first"]:
         assert run(generator, [name]) == [expected[name]]
+
+
+def test_an_adapter_of_an_adapter_is_the_sum_of_both(adapters: dict[str, Path]) -> None:
+    def change(*folders: Path) -> dict[str, torch.Tensor]:
+        return {layer: up @ down for layer, (down, up) in read_adapter(*folders).items()}
+
+    first, second, both = change(adapters["first"]), change(adapters["second"]), change(*adapters.values())
+    assert both.keys() == first.keys() == second.keys()
+    for layer, changed in both.items():
+        torch.testing.assert_close(changed, first[layer] + second[layer])
 
 
 def test_prompts_are_scored_with_their_adapter(generator: BatchedGenerator) -> None:

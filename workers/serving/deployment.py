@@ -34,10 +34,13 @@ class DeploymentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServedAdapter:
-    """Low-rank matrices in a folder of peft's, under the name that clients give."""
+    """Low-rank matrices in folders of peft's, under the name that clients give.
+
+    More than one where the adapter was trained on a model that is an adapter itself: it changes what that made.
+    """
 
     name: str
-    folder: Path
+    folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class Deployment:
                 f"{self.name!r} is loaded on the engine {self.engine.spec.name!r}, which takes no adapters; deploy "
                 f"it with engine 'transformers'"
             )
-        await tell(running, "POST", path, {"name": adapter.name, "folder": str(adapter.folder)})
+        await tell(running, "POST", path, {"name": adapter.name, "folders": list(map(str, adapter.folders))})
         log.info("loaded %s beside %s", adapter.name, self.name)
 
     async def drop(self, name: str) -> bool:

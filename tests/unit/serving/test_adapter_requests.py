@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,16 +24,20 @@ from workers.serving.pool import ModelPool
 FIRST, SECOND = f"ft:{MODEL}:bitmill::00000001", f"ft:{MODEL}:bitmill::00000002"
 
 
+def adapter_row(name: str, method: dict[str, Any], *, source: str) -> ArtifactRow:
+    return ArtifactRow(
+        id=f"artifact-{time.time_ns()}", name=name, kind=ArtifactKind.FINE_TUNED, format=ArtifactFormat.ADAPTER,
+        source=source, method=method, source_fingerprint="f" * 64, key="k" * 64, versions={}, size_bytes=1,
+        parameter_count=1, bits_per_weight=1.0, tensor_types={}, manifest_sha256="m" * 64, created_at=time.time(),
+        path=name[-8:],
+    )  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def adapters(host_url: str, settings: Settings, sqlite_database: Database) -> dict[str, Path]:
     found = {}
     for name in (FIRST, SECOND):
-        row = ArtifactRow(
-            id=f"artifact-{time.time_ns()}", name=name, kind=ArtifactKind.FINE_TUNED, format=ArtifactFormat.ADAPTER,
-            source="elsewhere", method={"type": "qlora", "base": MODEL}, source_fingerprint="f" * 64, key="k" * 64,
-            versions={}, size_bytes=1, parameter_count=1, bits_per_weight=1.0, tensor_types={},
-            manifest_sha256="m" * 64, created_at=time.time(), path=name[-8:],
-        )  # fmt: skip
+        row = adapter_row(name, {"type": "qlora", "base": MODEL}, source="elsewhere")
         found[name] = settings.artifacts_folder / row.path
         found[name].mkdir(parents=True)
         with sqlite_database.transaction() as session:
@@ -61,6 +66,21 @@ def test_an_adapter_is_loaded_once_however_many_wait(host_url: str, fake_engine:
     for thread in threads:
         thread.join()
     assert (len(asked(fake_engine)), len(fake_engine.events("adapter"))) == (5, 1)
+
+
+def test_an_adapter_of_an_adapter_brings_both_to_the_base(
+    host_url: str, settings: Settings, sqlite_database: Database, fake_engine: FakeEngine, adapters: dict[str, Path]
+) -> None:
+    """It was trained on the first one's model: alone on the base it would change another model."""
+    name = f"ft:{FIRST}:bitmill::00000003"
+    row = adapter_row(name, {"type": "lora", "base": None}, source=FIRST)
+    folder = settings.artifacts_folder / row.path
+    folder.mkdir()
+    with sqlite_database.transaction() as session:
+        ArtifactRepository(session).add(row)
+    assert post(host_url, model=name).json()["model"] == name
+    assert asked(fake_engine) == [name]
+    assert fake_engine.events("adapter") == [f"adapter {name} {adapters[FIRST]} {folder}"]
 
 
 def test_an_adapter_is_taken_off_and_its_base_stays(base_url: str, fake_engine: FakeEngine, pool: ModelPool) -> None:

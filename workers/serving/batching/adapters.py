@@ -28,12 +28,20 @@ ADAPTED: Final = "adapted-"
 LowRank = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """An adapter as peft stores it. Raises IncompatibleModel for what is more than two matrices per layer."""
-    return {
-        name.removesuffix(".weight"): (update.down, update.up * update.scale)
-        for name, update in read_updates(folder).items()
-    }
+def read_adapter(*folders: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """An adapter as peft stores it, or the sum of several: their ranks stand beside each other.
+
+    Raises IncompatibleModel for what is more than two matrices per layer.
+    """
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for folder in folders:
+        for name, update in read_updates(folder).items():
+            layer = name.removesuffix(".weight")
+            down, up = update.down, update.up * update.scale
+            if layer in found:
+                down, up = torch.cat([found[layer][0], down]), torch.cat([found[layer][1], up], dim=1)
+            found[layer] = (down, up)
+    return found
 
 
 def request_name(adapter: LowRank | None) -> str:
@@ -57,9 +65,9 @@ class Adapters:
         # Which positions of the pass that this thread runs belong to which adapter.
         self._pass = threading.local()
 
-    def load(self, name: str, folder: Path) -> None:
+    def load(self, name: str, *folders: Path) -> None:
         """Raises InvalidParameter for an adapter of another model."""
-        adapter = read_adapter(folder)
+        adapter = read_adapter(*folders)
         modules = dict(self.model.named_modules())
         unknown = sorted(adapter.keys() - modules.keys())
         if unknown:
