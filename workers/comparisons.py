@@ -44,7 +44,7 @@ def advance_comparisons(database: Database, settings: Settings, dispatcher: Disp
     for comparison_id in waiting:
         try:
             _advance(comparison_id, database, settings, dispatcher)
-        except (SQLAlchemyError, OSError):
+        except SQLAlchemyError:
             raise
         except Exception:
             # One that this worker's version cannot read must end neither the heartbeat nor the other comparisons.
@@ -98,6 +98,10 @@ class Advance:
             method = fit_method(row.method or {}, checkpoint, self.settings)
         except BitmillError as error:
             self.comparisons.settle(row, error.to_dict())
+            return
+        except OSError as error:  # a folder that this user may not read, or that went while it was read
+            reason = BitmillError(f"the original could not be read ({error}); make it readable, then compare again")
+            self.comparisons.settle(row, reason.to_dict())
             return
         job = new_quantization(comparison.model, method, row.queue)
         if self.comparisons.start(row, "quantization_job_id", job, method=method):
