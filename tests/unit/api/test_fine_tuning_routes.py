@@ -241,6 +241,19 @@ def test_only_4_bits_of_bitsandbytes_are_a_base(
     assert error_of(client.post(ROUTE, json=body))["param"] == "model"
 
 
+def test_what_was_quantized_of_a_fine_tuned_model_is_no_source(
+    client: TestClient, sqlite_database: Database, add_worker: AddWorker
+) -> None:
+    """Its name begins as that of a fine-tuned model does."""
+    add_worker()
+    name, source = "ft:tiny:bitmill::01234567:bf16", "ft:tiny:bitmill::01234567"
+    with sqlite_database.transaction() as session:
+        ArtifactRepository(session).add(artifact(name, method={"type": "none", "dtype": "bf16"}, source=source))
+    answer = client.post("/v1/quantization/jobs", json={"model": name, "method": {"type": "none"}})
+    error = error_of(answer)
+    assert (error["param"], repr(source) in error["message"]) == ("model", True)
+
+
 def test_the_base_of_an_adapter_cannot_be_deleted(client: TestClient, sqlite_database: Database) -> None:
     with sqlite_database.transaction() as session:
         repository = ArtifactRepository(session)
