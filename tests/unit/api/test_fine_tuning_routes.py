@@ -191,7 +191,10 @@ def test_events_come_newest_first_and_in_pages(
     rest = client.get(f"{ROUTE}/{job['id']}/events", params={"after": first["data"][-1]["id"]}).json()
     assert [event["type"] for event in rest["data"]] == ["message", "message"]
     assert (rest["data"][-1]["message"], rest["has_more"]) == ("The job is queued.", False)
-    assert error_of(client.get(f"{ROUTE}/{job['id']}/events", params={"after": "x"}))["param"] == "after"
+    for wrong in ("x", "9" * 30, "9" * 5000):
+        assert error_of(client.get(f"{ROUTE}/{job['id']}/events", params={"after": wrong}))["param"] == "after"
+    streamed = client.get(f"{ROUTE}/{job['id']}/events", params={"after": "9" * 30, "stream": "true"})
+    assert error_of(streamed)["param"] == "after"
 
 
 def test_checkpoints_are_listed(client: TestClient, sqlite_database: Database, training_file: str) -> None:
@@ -215,6 +218,14 @@ def test_jobs_are_found_by_metadata(client: TestClient, training_file: str) -> N
     assert [job["id"] for job in found["data"]] == [wanted["id"]]
     assert len(client.get(ROUTE).json()["data"]) == 2
     assert client.get("/v1/quantization/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("key", ["Mühle", 'say "flour"', "a\\b", "a.b", "a[0]"])
+def test_any_key_of_metadata_is_found(client: TestClient, training_file: str, key: str) -> None:
+    wanted = submit(client, training_file, metadata={key: "flour"})
+    submit(client, training_file, metadata={key: "water", "other": "flour"})
+    found = client.get(ROUTE, params={f"metadata[{key}]": "flour"}).json()
+    assert [job["id"] for job in found["data"]] == [wanted["id"]]
 
 
 def artifact(name: str, **values: Any) -> ArtifactRow:
