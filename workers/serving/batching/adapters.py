@@ -62,6 +62,8 @@ class Adapters:
         # Request id → what it is generated with. A request keeps its adapter even when that is unloaded.
         self.requests: dict[str, LowRank] = {}
         self._hooked: set[str] = set()
+        # Adapters are loaded in threads, and a layer with two hooks would add everything twice.
+        self._hooking = threading.Lock()
         # Which positions of the pass that this thread runs belong to which adapter.
         self._pass = threading.local()
 
@@ -78,9 +80,10 @@ class Adapters:
         self.loaded[name] = {
             layer: (down.to(device, dtype), up.to(device, dtype)) for layer, (down, up) in adapter.items()
         }
-        for layer in sorted(adapter.keys() - self._hooked):
-            modules[layer].register_forward_hook(self._hook(layer))
-            self._hooked.add(layer)
+        with self._hooking:
+            for layer in sorted(adapter.keys() - self._hooked):
+                modules[layer].register_forward_hook(self._hook(layer))
+                self._hooked.add(layer)
 
     def _dtype(self) -> torch.dtype:
         dtype = getattr(self.model, "dtype", torch.float32)
