@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.fakes.engine import FakeEngine
 from tests.unit.serving.conftest import MODEL
 from tests.unit.serving.test_host import error_of, post
 from workers.serving.pool import ModelPool
+from workers.serving.process import Running, tell
 
 FIRST, SECOND = f"ft:{MODEL}:bitmill::00000001", f"ft:{MODEL}:bitmill::00000002"
 
@@ -91,6 +94,30 @@ def test_an_adapter_is_taken_off_and_its_base_stays(base_url: str, fake_engine: 
     assert [view["adapters"] for view in pool.view()] == [[]]
     assert post(base_url, model=FIRST).status_code == 200
     assert len(fake_engine.events("adapter")) == 2
+
+
+def test_an_adapter_that_is_wanted_while_it_is_taken_off_is_there_in_the_end(
+    host_url: str, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleting, go_on = threading.Event(), threading.Event()
+
+    async def slow_tell(running: Running, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        if method == "DELETE":
+            deleting.set()
+            await asyncio.to_thread(go_on.wait, 10)
+        await tell(running, method, path, body)
+
+    monkeypatch.setattr("workers.serving.deployment.tell", slow_tell)
+    post(host_url, model=FIRST)
+    with ThreadPoolExecutor() as threads:
+        deleted = threads.submit(httpx.delete, f"{host_url}/v1/deployments/{FIRST}")
+        assert deleting.wait(10)
+        asked_again = threads.submit(post, host_url, model=FIRST)
+        wait([asked_again], timeout=0.5)  # long enough for a load that overtakes
+        go_on.set()
+        assert (deleted.result().status_code, asked_again.result().status_code) == (200, 200)
+    told = [line.split()[0] for line in fake_engine.log.read_text().splitlines()]
+    assert [each for each in told if each in ("adapter", "unload")] == ["adapter", "unload", "adapter"]
 
 
 def test_an_adapter_that_cannot_be_loaded_is_tried_again(
