@@ -133,7 +133,11 @@ class Publisher:
         row.size_bytes = artifacts.size_bytes(folder)
         try:
             with self.database.transaction() as session:
-                ArtifactRepository(session).add(row)
+                repository = ArtifactRepository(session)
+                # Taken off the list meanwhile, under its own name where the job has another for it: served on it.
+                if repository.find(trained.source["name"]) is None and Path(trained.source["path"]).is_dir():
+                    repository.add(_base_row(trained.source))
+                repository.add(row)
                 FileRepository(session).add(file)
                 JobRepository(session).transition(
                     job.id, JobState.SUCCEEDED, message=f"{row.name} is ready.", attempt=attempt,

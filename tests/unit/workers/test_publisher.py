@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.artifacts import ArtifactKind
 from app.domain.errors import DiskFull, IllegalTransition
 from app.domain.jobs import JobKind, JobState
+from app.persistence.artifacts import ArtifactRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.tables import JobRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
-from workers.publisher import Publisher, Trained
+from workers.publisher import Publisher, Trained, trained_name
 
 TRAINED = Trained(
-    source={"name": "tiny", "fingerprint": "0" * 64},
+    source={
+        "name": "tiny", "fingerprint": "0" * 64, "path": str(Path(__file__).parent), "size_bytes": 1,
+        "parameter_count": 1, "bits_per_weight": 16.0, "tensor_types": {"BF16": 1},
+    },
     made={
         "report": {"parameter_count": 1, "weight_bytes": 2, "tensor_types": {"F32": 1}}, "format": "adapter",
         "key": "0" * 64, "method": {"type": "lora"}, "versions": {}, "seconds": 1.0, "peak_memory_bytes": 1,
@@ -61,6 +66,17 @@ def test_a_disk_that_fills_up_at_the_end_leaves_no_artifact(
     with pytest.raises(DiskFull):
         Publisher(sqlite_database, settings).publish_trained(job, 1, staged, TRAINED)
     assert left(settings.artifacts_folder) == []
+
+
+def test_a_base_that_was_taken_off_the_list_meanwhile_is_there_for_its_adapter(
+    sqlite_database: Database, settings: Settings, job: JobRow, staged: Path
+) -> None:
+    with sqlite_database.transaction() as session:
+        JobRepository(session).claim(job.id, worker_id="here-1", lease_seconds=60)
+    Publisher(sqlite_database, settings).publish_trained(job, 1, staged, TRAINED)
+    with sqlite_database.reading() as session:
+        kinds = {row.name: row.kind for row in ArtifactRepository(session).list()}
+    assert kinds == {"tiny": ArtifactKind.BASE, trained_name(job): ArtifactKind.FINE_TUNED}
 
 
 def test_an_attempt_that_lost_its_job_leaves_neither_artifact_nor_file(
