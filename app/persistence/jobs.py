@@ -68,7 +68,8 @@ class JobRepository:
 
     def _has_metadata(self, key: str, value: str) -> ColumnElement[bool]:
         if self.session.get_bind().dialect.name != "sqlite":
-            return JobRow.user_metadata[key].as_string() == value
+            same: ColumnElement[bool] = JobRow.user_metadata[key].as_string() == value
+            return same
         # SQLite's paths find neither quotes nor letters beyond ASCII, which stand escaped in the column.
         pair = func.json_each(JobRow.user_metadata).table_valued("key", "value")
         return select(pair.c.key).where(pair.c.key == key, pair.c.value == value).correlate(JobRow).exists()

@@ -211,6 +211,24 @@ def test_checkpoints_are_listed(client: TestClient, sqlite_database: Database, t
     assert found["fine_tuning_job_id"] == job["id"]
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "greater than or equal to 1, or 'auto'"),
+        ({"hyperparameters": {"batch_size": "many"}}, "hyperparameters.batch_size", "valid integer"),
+        ({"bitmill": {"target_modules": []}}, "bitmill.target_modules", "at least 1 item"),
+        ({"bitmill": {"target_modules": [1]}}, "bitmill.target_modules.0", "valid string"),
+        ({"bitmill": {"alpha": 1e999}}, "bitmill.alpha", "finite"),
+    ],
+)
+def test_a_value_beside_a_word_is_named_with_what_it_may_be(
+    client: TestClient, training_file: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    content = json.dumps({"model": "tiny", "training_file": training_file} | body)
+    error = error_of(client.post(ROUTE, content=content, headers={"content-type": "application/json"}))
+    assert (error["param"], words in error["message"]) == (param, True), error
+
+
 def test_jobs_are_found_by_metadata(client: TestClient, training_file: str) -> None:
     wanted = submit(client, training_file, metadata={"team": "flour"})
     submit(client, training_file, metadata={"team": "water"})
