@@ -57,9 +57,10 @@ def _named(errors: Sequence[Any]) -> dict[str, Any]:
         return first
     field = first["loc"][:-1]
     # What comes behind the field in `loc` is the name of the alternative.
-    other = next((error for error in errors[1:] if error["loc"][: len(field)] == field), None)
-    if other is None:
+    others: list[dict[str, Any]] = [error for error in errors[1:] if error["loc"][: len(field)] == field]
+    if not others:
         return first | {"loc": field}
+    other = others[0]
     loc = (*field, *other["loc"][len(field) + 1 :])
     return other | {"loc": loc, "msg": f"{other['msg']}, or {first['ctx']['expected']}"}
 
