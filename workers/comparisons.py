@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -130,7 +131,12 @@ class Advance:
             return
         request = ComparisonRequest.model_validate(comparison.request)
         reference = self._reference(job, comparison)
-        wanted = EvaluationRequest(model=job.quantized_model, reference=reference, **request.measuring)
+        try:
+            wanted = EvaluationRequest(model=job.quantized_model, reference=reference, **request.measuring)
+        except ValidationError as error:  # a name that is longer than jobs take
+            reason = BitmillError(f"{job.quantized_model!r} cannot be evaluated: {error.errors()[0]['msg']}")
+            self.comparisons.settle(row, reason.to_dict())
+            return
         evaluation = new_evaluation(wanted, comparison.queue)
         if self.comparisons.start(row, "evaluation_job_id", evaluation):
             self.started.append(evaluation)

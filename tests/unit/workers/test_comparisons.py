@@ -109,6 +109,17 @@ def test_an_original_that_cannot_be_read_ends_its_own_comparison_alone(
     assert all(row.quantization_job_id for row in bench.rows(second)[1:])
 
 
+def test_a_result_whose_name_no_job_takes_settles_its_row(bench: Bench) -> None:
+    comparison = bench.submit({"type": "none"})
+    bench.sweep()
+    bench.end(bench.rows(comparison)[1].quantization_job_id, quantized_model="x" * 600)
+    bench.sweep()
+    row = bench.rows(comparison)[1]
+    assert row.settled
+    assert row.error is not None
+    assert "at most 512 characters" in row.error["message"]
+
+
 def test_a_comparison_runs_from_its_first_job_to_its_outcome(bench: Bench) -> None:
     comparison_id = bench.submit()
     assert [job_id.partition("-")[0] for job_id, _ in bench.dispatcher.sent] == ["eval"]
