@@ -46,6 +46,12 @@ class JobRepository:
             raise JobNotFound(f"no job {job_id!r}; GET {route} lists them", param="id")
         return row
 
+    def hold(self, job_id: str, kind: JobKind | None = None) -> JobRow:
+        """Like `get`, but nobody else changes it until this transaction ends."""
+        query = select(JobRow.id).where(JobRow.id == job_id).with_for_update()
+        self.session.execute(query)
+        return self.get(job_id, kind)
+
     def page(
         self, *, kind: JobKind, limit: int, after: str | None, states: Sequence[JobState], model: str | None,
         metadata: Mapping[str, str] = NO_METADATA,
