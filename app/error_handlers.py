@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -37,7 +38,7 @@ async def _on_bitmill_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 -- registered for this class only
-    first = error.errors()[0]
+    first = _named(error.errors())
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     param = ".".join(place) or None
     subject = f"{param}: " if param else ""
@@ -47,6 +48,21 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
     if first["type"] not in ("missing", "extra_forbidden"):
         message += f", not {first.get('input')!r}"
     return _answer(400, message, "invalid_request_error", param, "invalid_parameter")
+
+
+def _named(errors: Sequence[Any]) -> dict[str, Any]:
+    """The first error. Of a field that takes a word or a value and got a value, what is wrong with that."""
+    first: dict[str, Any] = errors[0]
+    if first["type"] != "literal_error" or not str(first["loc"][-1]).startswith("literal["):
+        return first
+    field = first["loc"][:-1]
+    # What comes behind the field in `loc` is the name of the alternative.
+    others: list[dict[str, Any]] = [error for error in errors[1:] if error["loc"][: len(field)] == field]
+    if not others:
+        return first | {"loc": field}
+    other = others[0]
+    loc = (*field, *other["loc"][len(field) + 1 :])
+    return other | {"loc": loc, "msg": f"{other['msg']}, or {first['ctx']['expected']}"}
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -44,7 +45,7 @@ def advance_comparisons(database: Database, settings: Settings, dispatcher: Disp
     for comparison_id in waiting:
         try:
             _advance(comparison_id, database, settings, dispatcher)
-        except (SQLAlchemyError, OSError):
+        except SQLAlchemyError:
             raise
         except Exception:
             # One that this worker's version cannot read must end neither the heartbeat nor the other comparisons.
@@ -99,6 +100,10 @@ class Advance:
         except BitmillError as error:
             self.comparisons.settle(row, error.to_dict())
             return
+        except OSError as error:  # a folder that this user may not read, or that went while it was read
+            reason = BitmillError(f"the original could not be read ({error}); make it readable, then compare again")
+            self.comparisons.settle(row, reason.to_dict())
+            return
         job = new_quantization(comparison.model, method, row.queue)
         if self.comparisons.start(row, "quantization_job_id", job, method=method):
             self.started.append(job)
@@ -126,7 +131,12 @@ class Advance:
             return
         request = ComparisonRequest.model_validate(comparison.request)
         reference = self._reference(job, comparison)
-        wanted = EvaluationRequest(model=job.quantized_model, reference=reference, **request.measuring)
+        try:
+            wanted = EvaluationRequest(model=job.quantized_model, reference=reference, **request.measuring)
+        except ValidationError as error:  # a name that is longer than jobs take
+            reason = BitmillError(f"{job.quantized_model!r} cannot be evaluated: {error.errors()[0]['msg']}")
+            self.comparisons.settle(row, reason.to_dict())
+            return
         evaluation = new_evaluation(wanted, comparison.queue)
         if self.comparisons.start(row, "evaluation_job_id", evaluation):
             self.started.append(evaluation)

@@ -201,7 +201,8 @@ class ContractSearch:
         return {"measured": measured, "broken_terms": broken, "meets_contract": not broken}
 
     def _serve(self, attempt: Attempt, row: ArtifactRow) -> Json:
-        request = EvaluationRequest(model=row.name, metrics=(Metric.MEMORY, Metric.SPEED))
+        # What is timed is told below: a result's name may be longer than what jobs take.
+        request = EvaluationRequest(model=attempt.job.model, metrics=(Metric.MEMORY, Metric.SPEED))
         timed = replace(attempt, job=_order(attempt.job, attempt.job.method, request.model_dump(mode="json")))
         folder = artifacts.locate(row, self.supervisor.settings)
         subject = {"name": row.name, "folder": str(folder), "format": row.format, "method": attempt.job.method["type"]}

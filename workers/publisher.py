@@ -123,14 +123,21 @@ class Publisher:
         return row, True
 
     def publish_trained(self, job: JobRow, attempt: int, staged: Path, trained: Trained) -> None:
-        """The same for a trained model, of which no other job can have made an equal. Raises IllegalTransition."""
+        """The same for a trained model, of which no other job can have made an equal.
+
+        Raises IllegalTransition or DiskFull, with nothing left behind.
+        """
         row = _trained_row(job, new_id("artifact"), trained)
+        file = store(as_csv(self._events(job.id)), self.settings)
         folder = artifacts.publish(staged, self.settings, row.id)
         row.size_bytes = artifacts.size_bytes(folder)
-        file = store(as_csv(self._events(job.id)), self.settings)
         try:
             with self.database.transaction() as session:
-                ArtifactRepository(session).add(row)
+                repository = ArtifactRepository(session)
+                # Taken off the list meanwhile, under its own name where the job has another for it: served on it.
+                if repository.find(trained.source["name"]) is None and Path(trained.source["path"]).is_dir():
+                    repository.add(_base_row(trained.source))
+                repository.add(row)
                 FileRepository(session).add(file)
                 JobRepository(session).transition(
                     job.id, JobState.SUCCEEDED, message=f"{row.name} is ready.", attempt=attempt,

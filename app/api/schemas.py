@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, StringConstraints
 
@@ -92,10 +92,14 @@ def event_view(row: JobEventRow) -> dict[str, Any]:
     }
 
 
+# Less than what the column of their numbers holds.
+MAX_EVENT_DIGITS: Final = 18
+
+
 def event_number(event_id: str) -> int | None:
     """The number in an event's id, or None if it is none of ours."""
     number = event_id.rpartition("-")[2]
-    return int(number) if number.isdecimal() else None
+    return int(number) if number.isdecimal() and len(number) <= MAX_EVENT_DIGITS else None
 
 
 def model_view(row: ArtifactRow) -> dict[str, Any]:

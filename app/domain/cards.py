@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from shlex import quote
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.evaluation import EvaluationResult
+from app.domain.model_names import DEMO_PREFIX, HUB_ID
 
 README: Final = "README.md"
 QUALITY: Final = "quality.json"
@@ -66,8 +68,9 @@ def _front(facts: CardFacts) -> str:
     """A source that is no repository of the hub's is not named as one: `demo/…`, a folder, a file's id."""
     method = str(facts.method["type"])
     lines = [f"library_name: {LIBRARIES.get(facts.format, 'transformers')}"]
-    if "/" in facts.source and not facts.source.startswith(("/", "demo/", "ft:")):
-        lines.append(f"base_model: {json.dumps(facts.source.partition('@')[0])}")
+    on_hub = None if facts.source.startswith(DEMO_PREFIX) else HUB_ID.fullmatch(facts.source)
+    if on_hub is not None:
+        lines.append(f"base_model: {json.dumps(on_hub['repo'])}")
         relation = "finetune" if facts.method.get("merge") else RELATIONS.get(method, "quantized")
         lines.append(f"base_model_relation: {relation}")
     lines += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in dict.fromkeys(("bitmill", method)))]
@@ -181,7 +184,7 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained({source!r}, dtype="auto", device_map="auto")
 model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
 BITMILL: Final = """curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
-  -d '{{"model": {name}, "messages": [{{"role": "user", "content": "Hello"}}]}}'"""
+  -d {body}"""
 # Methods whose checkpoints vLLM reads on a GPU or on a CPU.
 VLLM_METHODS: Final = frozenset(
     {"none", "fp8", "int8", "int4", "gptq", "awq", "fp4", "autoround", "hqq", "qat", "full"}
@@ -195,12 +198,14 @@ def _loading(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
         yield "llama.cpp", "sh", "llama-server --model model.gguf --jinja"
     elif facts.format is ArtifactFormat.ADAPTER:
         yield "transformers with peft", "python", PEFT.format(source=facts.source)
-        yield "vLLM", "sh", f"vllm serve {facts.source} --enable-lora --lora-modules adapter=path/to/this/folder"
+        base = quote(facts.source)
+        yield "vLLM", "sh", f"vllm serve {base} --enable-lora --lora-modules adapter=path/to/this/folder"
     else:
         yield "transformers" + _needed(method), "python", TRANSFORMERS
         if method in VLLM_METHODS or facts.method.get("merge"):
             yield "vLLM", "sh", "vllm serve path/to/this/folder"
-    yield "Bitmill, where it was made", "sh", BITMILL.format(name=json.dumps(facts.name))
+    body = json.dumps({"model": facts.name, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    yield "Bitmill, where it was made", "sh", BITMILL.format(body=quote(body))
 
 
 NEEDED: Final = {

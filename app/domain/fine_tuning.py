@@ -55,10 +55,13 @@ class TrainingOptions(BaseModel, extra="forbid", frozen=True):
     adapter: Adapter = Adapter.QLORA
     rank: int = Field(default=16, ge=1, le=1024, description="Columns of the low-rank matrices (lora, qlora).")
     alpha: float | None = Field(
-        default=None, gt=0, description="The update is scaled by alpha / rank; twice the rank where it is null."
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="The update is scaled by alpha / rank; twice the rank where it is null.",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="On the adapter's input (lora, qlora).")
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default="all-linear", description="Ends of the names of the layers that get an adapter, such as q_proj."
     )
     quantization: dict[str, Any] = Field(

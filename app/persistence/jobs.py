@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Text, and_, cast, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.errors import IllegalTransition, JobNotFound
@@ -46,6 +46,12 @@ class JobRepository:
             raise JobNotFound(f"no job {job_id!r}; GET {route} lists them", param="id")
         return row
 
+    def hold(self, job_id: str, kind: JobKind | None = None) -> JobRow:
+        """Like `get`, but nobody else changes it until this transaction ends."""
+        query = select(JobRow.id).where(JobRow.id == job_id).with_for_update()
+        self.session.execute(query)
+        return self.get(job_id, kind)
+
     def page(
         self, *, kind: JobKind, limit: int, after: str | None, states: Sequence[JobState], model: str | None,
         metadata: Mapping[str, str] = NO_METADATA,
@@ -58,13 +64,21 @@ class JobRepository:
         if model is not None:
             query = query.where(JobRow.model == model)
         for key, value in metadata.items():
-            query = query.where(JobRow.user_metadata[key].as_string() == value)
+            query = query.where(self._has_metadata(key, value))
         if after is not None:
             last = self.get(after, kind)
             same_time = and_(JobRow.created_at == last.created_at, JobRow.id < last.id)
             query = query.where(or_(JobRow.created_at < last.created_at, same_time))
         rows = list(self.session.scalars(query))
         return rows[:limit], len(rows) > limit
+
+    def _has_metadata(self, key: str, value: str) -> ColumnElement[bool]:
+        if self.session.get_bind().dialect.name != "sqlite":
+            same: ColumnElement[bool] = JobRow.user_metadata[key].as_string() == value
+            return same
+        # SQLite's paths find neither quotes nor letters beyond ASCII, which stand escaped in the column.
+        pair = func.json_each(JobRow.user_metadata).table_valued("key", "value")
+        return select(pair.c.key).where(pair.c.key == key, pair.c.value == value).correlate(JobRow).exists()
 
     def transition(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.domain.artifacts import ArtifactKind
 from app.domain.estimates import ModelShape, Speed, estimate_artifact, estimate_job
 from app.domain.quantization.catalog import parse_method
 from app.persistence.artifacts import ArtifactRepository
@@ -22,7 +23,8 @@ def predict_job(session: Session, method: dict[str, Any], model: ModelShape) -> 
 
 def measured_speed(session: Session, method: str) -> Speed | None:
     """Of earlier jobs with this method, in bytes of 16-bit weights per second; the median, proof included."""
-    rows = [row for row in ArtifactRepository(session).list() if row.method and row.seconds]
+    # A training with quantization in mind has the name of such a method too, and takes far longer.
+    rows = [row for row in ArtifactRepository(session).list() if row.kind == ArtifactKind.QUANTIZED]
     rates = [
         2 * row.parameter_count / row.seconds
         for row in rows

@@ -114,8 +114,8 @@ class ComparisonService:
             jobs = JobRepository(session)
             for row in comparisons.rows(comparison_id):
                 for job_id in filter(None, (row.quantization_job_id, row.evaluation_job_id)):
-                    if (job := jobs.find(job_id)) is not None:
-                        cancel_once(jobs, job.id, JobState(job.state))
+                    if jobs.find(job_id) is not None:
+                        cancel_once(jobs, job_id, JobState(jobs.hold(job_id).state))
         return self.get(comparison_id)
 
 

@@ -90,7 +90,7 @@ class FineTuningService(JobService):
         """
         with self.database.transaction() as session:
             jobs = JobRepository(session)
-            state = JobState(jobs.get(job_id, self.kind).state)
+            state = JobState(jobs.hold(job_id, self.kind).state)
             if state is JobState.QUEUED:
                 message = "The job is paused."
                 jobs.transition(job_id, JobState.PAUSED, message=message, sources=frozenset({JobState.QUEUED}))
@@ -108,7 +108,7 @@ class FineTuningService(JobService):
         """
         with self.database.transaction() as session:
             jobs = JobRepository(session)
-            job = jobs.get(job_id, self.kind)
+            job = jobs.hold(job_id, self.kind)
             if job.state != JobState.PAUSED:
                 raise IllegalTransition(f"job {job_id!r} is {job.state}; only a paused one can be resumed")
             jobs.transition(

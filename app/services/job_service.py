@@ -91,7 +91,7 @@ class JobService:
         """
         with self.database.transaction() as session:
             jobs = JobRepository(session)
-            state = JobState(jobs.get(job_id, self.kind).state)
+            state = JobState(jobs.hold(job_id, self.kind).state)
             if state in FINAL_STATES and state is not JobState.CANCELLED:
                 raise IllegalTransition(f"job {job_id!r} has already {state}; only an unfinished one can be cancelled")
             cancel_once(jobs, job_id, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from app.domain.artifacts import ArtifactKind
 from app.domain.errors import CorruptCheckpoint, IncompatibleModel, InvalidParameter, UnsupportedArchitecture
 from app.domain.estimates import ModelShape, estimate_artifact, estimate_loaded
 from app.domain.evaluation import EvaluationResult
@@ -124,7 +125,9 @@ class RecommendationService:
         """Of this model where there is any, else of one of its architecture and size class on such a device."""
         with self.database.reading() as session:
             rows = list(ArtifactRepository(session).list())
-        made = [row for row in rows if row.method and row.evaluation and _is_same(row, spec, params)]
+        # A training's `method` is none of the catalog's.
+        quantized = [row for row in rows if row.kind == ArtifactKind.QUANTIZED and row.evaluation]
+        made = [row for row in quantized if _is_same(row, spec, params)]
         own = [row for row in made if row.source == request.model]
         others = [row for row in made if row.source in _relatives(rows, model, request, self.estimates)]
         for row in own:

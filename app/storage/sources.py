@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from app.domain.artifacts import ArtifactFormat
-from app.domain.errors import PathOutsideRoots, SourceNotFound
+from app.domain.artifacts import ArtifactFormat, ArtifactKind
+from app.domain.errors import InvalidParameter, PathOutsideRoots, SourceNotFound
 from app.domain.model_names import ModelName, SourceKind
 from app.settings import Settings
 from app.storage import artifacts
@@ -17,6 +17,12 @@ from app.storage.checkpoints import CONFIG
 
 class Trained(artifacts.Stored, Protocol):
     """What is to be known of a fine-tuned model's row."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> str | None: ...
 
     @property
     def format(self) -> str: ...
@@ -94,7 +100,12 @@ def merged_folder(sha256: str, settings: Settings) -> Path:
 
 
 def trained_folder(row: Trained, settings: Settings) -> Path | None:
-    """Where the whole weights of a fine-tuned model lie; None for an adapter that nobody has merged yet."""
+    """Where the whole weights of a fine-tuned model lie; None for an adapter that nobody has merged yet.
+
+    Raises InvalidParameter for what was quantized of one: its name begins alike.
+    """
+    if row.kind == ArtifactKind.QUANTIZED:
+        raise InvalidParameter(f"model {row.name!r} is quantized already; use its source {row.source!r}", param="model")
     if row.format != ArtifactFormat.ADAPTER:
         return artifacts.locate(row, settings)
     folder = merged_folder(row.manifest_sha256, settings)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 
 from app.domain.errors import IncompatibleModel, InvalidParameter, ModelNotFound
 from tests.fakes.models import tiny_model
-from workers.serving.batching.adapters import LowRank
+from workers.serving.batching.adapters import Adapters, LowRank, read_adapter
 from workers.serving.batching.generator import BatchedGenerator
 from workers.serving.batching.sampling import SamplingSettings
 
@@ -109,11 +112,40 @@ def test_no_prefix_is_shared_with_another_adapter(generator: BatchedGenerator, e
         assert run(generator, [name]) == [expected[name]]
 
 
+def test_an_adapter_of_an_adapter_is_the_sum_of_both(adapters: dict[str, Path]) -> None:
+    def change(*folders: Path) -> dict[str, torch.Tensor]:
+        return {layer: up @ down for layer, (down, up) in read_adapter(*folders).items()}
+
+    first, second, both = change(adapters["first"]), change(adapters["second"]), change(*adapters.values())
+    assert both.keys() == first.keys() == second.keys()
+    for layer, changed in both.items():
+        torch.testing.assert_close(changed, first[layer] + second[layer])
+
+
 def test_prompts_are_scored_with_their_adapter(generator: BatchedGenerator) -> None:
     plain = generator.prompt_logprobs(PROMPT, 0)
     adapted = generator.prompt_logprobs(PROMPT, 0, generator.adapters.get("first"))
     assert plain != adapted
     assert generator.prompt_logprobs(PROMPT, 0) == plain
+
+
+def test_adapters_that_are_loaded_at_once_hook_a_layer_once(base: Path, adapters: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    loaded = Adapters(model)
+    both_are_at_it = threading.Barrier(2)
+    hook = loaded._hook
+
+    def slow_hook(layer: str) -> Callable[..., torch.Tensor]:
+        with suppress(threading.BrokenBarrierError):  # only one is: so it should be
+            both_are_at_it.wait(timeout=0.5)
+        return hook(layer)
+
+    loaded._hook = slow_hook  # type: ignore[method-assign]  # gives the other thread its chance
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(loaded.load, adapters, adapters.values()))
+    assert {len(module._forward_hooks) for module in model.modules()} == {0, 1}
 
 
 def test_an_unknown_adapter_is_named(generator: BatchedGenerator) -> None:

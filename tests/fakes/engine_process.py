@@ -39,8 +39,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(401, {"error": {"message": "wrong key"}})
             return
         if self.path == "/adapters":
-            note(f"adapter {body['name']} {body['folder']}")
-            broken = not Path(body["folder"]).exists()
+            note(f"adapter {body['name']} {' '.join(body['folders'])}")
+            broken = not all(Path(folder).exists() for folder in body["folders"])
             self.reply(400 if broken else 200, {"error": {"message": "no such folder"}} if broken else {})
             return
         note(f"request {body['model']} {self.headers.get('connection', 'none')}")

@@ -34,10 +34,13 @@ class DeploymentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServedAdapter:
-    """Low-rank matrices in a folder of peft's, under the name that clients give."""
+    """Low-rank matrices in folders of peft's, under the name that clients give.
+
+    More than one where the adapter was trained on a model that is an adapter itself: it changes what that made.
+    """
 
     name: str
-    folder: Path
+    folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class Deployment:
     loaded_at: float = 0.0
     running: Running | None = None
     adapters: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    # The engine hears of adapters in the order in which `adapters` changed.
+    _telling: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     admission: Admission = field(init=False)
     loading: asyncio.Task[None] = field(init=False)
     watching: asyncio.Task[None] | None = field(default=None, init=False)
@@ -146,9 +151,9 @@ class Deployment:
 
     async def take(self, adapter: ServedAdapter) -> None:
         """Waits until the adapter is loaded beside the model, once however many wait. Raises EngineFailed."""
-        if adapter.name not in self.adapters:
-            self.adapters[adapter.name] = asyncio.create_task(self._load_adapter(adapter))
-        loading = self.adapters[adapter.name]
+        loading = self.adapters.get(adapter.name)
+        if loading is None or _has_failed(loading):  # where whoever waited for it had left
+            loading = self.adapters[adapter.name] = asyncio.create_task(self._load_adapter(adapter))
         try:
             await asyncio.shield(loading)
         except EngineFailed:
@@ -165,7 +170,8 @@ class Deployment:
                 f"{self.name!r} is loaded on the engine {self.engine.spec.name!r}, which takes no adapters; deploy "
                 f"it with engine 'transformers'"
             )
-        await tell(running, "POST", path, {"name": adapter.name, "folder": str(adapter.folder)})
+        async with self._telling:
+            await tell(running, "POST", path, {"name": adapter.name, "folders": list(map(str, adapter.folders))})
         log.info("loaded %s beside %s", adapter.name, self.name)
 
     async def drop(self, name: str) -> bool:
@@ -174,7 +180,9 @@ class Deployment:
         if loading is None or self.running is None or not self.accepts:
             return loading is not None
         await asyncio.wait({loading})
-        await tell(self.running, "DELETE", f"{self.engine.spec.adapters_path}/{quote(name, safe='')}")
+        async with self._telling:
+            if name not in self.adapters:  # else it is wanted again, and stays
+                await tell(self.running, "DELETE", f"{self.engine.spec.adapters_path}/{quote(name, safe='')}")
         return True
 
     async def stop(self) -> None:
@@ -256,3 +264,7 @@ class Deployment:
             },
             "error": None,
         }
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -32,8 +32,9 @@ class ModelDirectory:
         """Raises ModelNotFound."""
         adapter = self._adapter(name)
         if adapter is not None:
-            base = self._base_of(adapter)
-            return replace(self.find(base), adapter=ServedAdapter(name, locate(adapter, self.settings)))
+            base = self.find(self._base_of(adapter))
+            below = base.adapter.folders if base.adapter else ()
+            return replace(base, adapter=ServedAdapter(name, (*below, locate(adapter, self.settings))))
         with self.database.reading() as session:
             row = DeploymentRepository(session).find(name)
         return self.with_options(name, DeploymentOptions(**row.options) if row else DeploymentOptions())

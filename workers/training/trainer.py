@@ -110,10 +110,7 @@ class JobCallback(TrainerCallback):
         if "loss" not in logs:
             return  # the summary at the end
         step, total = state.global_step, self.work.plan.steps
-        if not math.isfinite(logs["loss"]):
-            raise TrainingFailed(
-                f"the loss is {logs['loss']} at step {step} of {total}; lower learning_rate_multiplier, or raise warmup"
-            )
+        require_finite(logs["loss"], f"loss is {logs['loss']} at step {step} of {total}")
         self.hooks.metrics(step, total, self._step_metrics(logs))
         self.hooks.report(step / total, f"training: step {step} of {total}, loss {logs['loss']:.3f}")
         self._save_if_due(state, control)
@@ -162,6 +159,9 @@ class JobCallback(TrainerCallback):
         self.hooks.report(step / work.plan.steps, "measuring the loss on the validation file")
         sample = work.validation.first(VALIDATION_TOKENS)
         found = measure(self.trainer.model, sample.items, work.padding, autocast=work.autocast)
+        require_finite(
+            found.loss, f"loss on the validation file is {found.loss} after step {step} of {work.plan.steps}"
+        )
         values = {"valid_loss": found.loss, "valid_mean_token_accuracy": found.accuracy}
         self.progress.metrics |= values
         self.hooks.metrics(step, work.plan.steps, values)
@@ -176,6 +176,12 @@ class JobCallback(TrainerCallback):
         # From the step's end, which was when the tally was begun.
         self.saving_seconds = now - self.trainer.tally.since
         self.saved_at = self.trainer.tally.since = now
+
+
+def require_finite(loss: float, words: str) -> None:
+    """Raises TrainingFailed: a last step may break a model whose every earlier loss was a number."""
+    if not math.isfinite(loss):
+        raise TrainingFailed(f"the {words}; lower learning_rate_multiplier, or raise warmup")
 
 
 def run_steps(model: Any, work: Work, hooks: Hooks, progress: Progress, resumed: Path | None) -> bool:

@@ -19,7 +19,7 @@ from workers.training.examples import Encoder, Examples, load_tokenizer
 from workers.training.hooks import Hooks, Paused
 from workers.training.losses import measure
 from workers.training.recipe import Base, Recipe, Written, recipe_of
-from workers.training.trainer import Work, run_steps
+from workers.training.trainer import Work, require_finite, run_steps
 
 # Of the whole work: before and after the steps.
 PREPARATION: Final = 0.05
@@ -166,12 +166,14 @@ def _sample_loss(model: Any, data: Data, padding: Padding, recipe: Recipe) -> fl
 
 
 def _sample(model: Any, data: Data, padding: Padding, recipe: Recipe, before: float) -> SampleLoss:
+    after = _sample_loss(model, data, padding, recipe)
+    require_finite(after, f"loss is {after} after the training")
     return SampleLoss(
         file=data.sampled_file,
         examples=len(data.sample),
         tokens=data.sample.loss_tokens,
         before=before,
-        after=_sample_loss(model, data, padding, recipe),
+        after=after,
     )
 
 

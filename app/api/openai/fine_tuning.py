@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from app.api.dependencies import FineTuning
 from app.api.events import answer_events
 from app.api.fine_tuning_views import CHECKPOINT_PREFIX, EVENT_PREFIX, checkpoint_view, event_view, job_view
-from app.api.schemas import list_view
+from app.api.schemas import MAX_EVENT_DIGITS, list_view
 from app.domain.errors import InvalidParameter
 from app.domain.fine_tuning import FineTuningRequest
 
@@ -94,6 +94,6 @@ def _number(text: str | None, prefix: str) -> int | None:
     if text is None:
         return None
     number = text.removeprefix(prefix)
-    if not number.isdecimal():
+    if not number.isdecimal() or len(number) > MAX_EVENT_DIGITS:
         raise InvalidParameter(f"{text!r} is no id from this list; they look like '{prefix}42'", param="after")
     return int(number)

@@ -191,7 +191,10 @@ def test_events_come_newest_first_and_in_pages(
     rest = client.get(f"{ROUTE}/{job['id']}/events", params={"after": first["data"][-1]["id"]}).json()
     assert [event["type"] for event in rest["data"]] == ["message", "message"]
     assert (rest["data"][-1]["message"], rest["has_more"]) == ("The job is queued.", False)
-    assert error_of(client.get(f"{ROUTE}/{job['id']}/events", params={"after": "x"}))["param"] == "after"
+    for wrong in ("x", "9" * 30, "9" * 5000):
+        assert error_of(client.get(f"{ROUTE}/{job['id']}/events", params={"after": wrong}))["param"] == "after"
+    streamed = client.get(f"{ROUTE}/{job['id']}/events", params={"after": "9" * 30, "stream": "true"})
+    assert error_of(streamed)["param"] == "after"
 
 
 def test_checkpoints_are_listed(client: TestClient, sqlite_database: Database, training_file: str) -> None:
@@ -208,6 +211,24 @@ def test_checkpoints_are_listed(client: TestClient, sqlite_database: Database, t
     assert found["fine_tuning_job_id"] == job["id"]
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "greater than or equal to 1, or 'auto'"),
+        ({"hyperparameters": {"batch_size": "many"}}, "hyperparameters.batch_size", "valid integer"),
+        ({"bitmill": {"target_modules": []}}, "bitmill.target_modules", "at least 1 item"),
+        ({"bitmill": {"target_modules": [1]}}, "bitmill.target_modules.0", "valid string"),
+        ({"bitmill": {"alpha": 1e999}}, "bitmill.alpha", "finite"),
+    ],
+)
+def test_a_value_beside_a_word_is_named_with_what_it_may_be(
+    client: TestClient, training_file: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    content = json.dumps({"model": "tiny", "training_file": training_file} | body)
+    error = error_of(client.post(ROUTE, content=content, headers={"content-type": "application/json"}))
+    assert (error["param"], words in error["message"]) == (param, True), error
+
+
 def test_jobs_are_found_by_metadata(client: TestClient, training_file: str) -> None:
     wanted = submit(client, training_file, metadata={"team": "flour"})
     submit(client, training_file, metadata={"team": "water"})
@@ -215,6 +236,14 @@ def test_jobs_are_found_by_metadata(client: TestClient, training_file: str) -> N
     assert [job["id"] for job in found["data"]] == [wanted["id"]]
     assert len(client.get(ROUTE).json()["data"]) == 2
     assert client.get("/v1/quantization/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("key", ["Mühle", 'say "flour"', "a\\b", "a.b", "a[0]"])
+def test_any_key_of_metadata_is_found(client: TestClient, training_file: str, key: str) -> None:
+    wanted = submit(client, training_file, metadata={key: "flour"})
+    submit(client, training_file, metadata={key: "water", "other": "flour"})
+    found = client.get(ROUTE, params={f"metadata[{key}]": "flour"}).json()
+    assert [job["id"] for job in found["data"]] == [wanted["id"]]
 
 
 def artifact(name: str, **values: Any) -> ArtifactRow:
@@ -239,6 +268,19 @@ def test_only_4_bits_of_bitsandbytes_are_a_base(
     assert "'tiny'" in error_of(client.post(ROUTE, json=body))["message"]
     body = {"training_file": training_file, "model": "tiny:nf4", "bitmill": {"adapter": "full"}}
     assert error_of(client.post(ROUTE, json=body))["param"] == "model"
+
+
+def test_what_was_quantized_of_a_fine_tuned_model_is_no_source(
+    client: TestClient, sqlite_database: Database, add_worker: AddWorker
+) -> None:
+    """Its name begins as that of a fine-tuned model does."""
+    add_worker()
+    name, source = "ft:tiny:bitmill::01234567:bf16", "ft:tiny:bitmill::01234567"
+    with sqlite_database.transaction() as session:
+        ArtifactRepository(session).add(artifact(name, method={"type": "none", "dtype": "bf16"}, source=source))
+    answer = client.post("/v1/quantization/jobs", json={"model": name, "method": {"type": "none"}})
+    error = error_of(answer)
+    assert (error["param"], repr(source) in error["message"]) == ("model", True)
 
 
 def test_the_base_of_an_adapter_cannot_be_deleted(client: TestClient, sqlite_database: Database) -> None:

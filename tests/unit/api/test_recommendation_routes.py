@@ -13,6 +13,7 @@ from app.domain.artifacts import ArtifactFormat, ArtifactKind, Measurement
 from app.domain.evaluation import Divergence, EvaluationResult, QualityFigures
 from app.domain.quantization.catalog import dump_method, parse_method
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.predictions import measured_speed
 from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from tests.fakes.checkpoints import tiny_llama
@@ -77,6 +78,22 @@ def test_measurements_of_the_model_override_the_rule(client: TestClient, sqlite_
     assert best["basis"] == "measured on this model (tiny:Q8_0)"
     assert found["data"][-1]["method"]["quantization"] == "Q5_K_M"
     assert found["data"][-1]["broken_terms"]
+
+
+def test_trainings_are_no_measurements_of_a_method(client: TestClient, sqlite_database: Database) -> None:
+    for number, type_ in enumerate(("lora", "qat")):
+        row = ArtifactRow(
+            id=f"trained-{number}", name=f"ft:tiny:bitmill::0000000{number}", kind=ArtifactKind.FINE_TUNED,
+            format=ArtifactFormat.SAFETENSORS, path=type_, source="tiny", source_fingerprint="0" * 64, key="0" * 64,
+            method={"type": type_, "quantization": {"type": "int4", "group_size": 32}}, versions={}, size_bytes=1,
+            parameter_count=1, bits_per_weight=4.0, tensor_types={}, manifest_sha256="0" * 64, seconds=3600.0,
+            created_at=time.time(), evaluation=EvaluationResult().model_dump(mode="json"),
+        )  # fmt: skip
+        with sqlite_database.transaction() as session:
+            ArtifactRepository(session).add(row)
+    assert recommend(client, device="cpu")["decided_by"] == "rule"
+    with sqlite_database.reading() as session:
+        assert measured_speed(session, "qat") is None
 
 
 def measure(database: Database, quantization: str, divergence: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -44,7 +45,10 @@ def test_the_head_names_base_and_library() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["demo/smollm2-135m-instruct", "/models/x", "tiny", "file-0123456789abcdef01234567"])
+@pytest.mark.parametrize("source", [
+    "demo/smollm2-135m-instruct", "/models/x", "tiny", "file-0123456789abcdef01234567", "my/own/folder", "a b/c",
+    "ft:org/model:bitmill::01234567",
+])  # fmt: skip
 def test_a_source_that_is_not_on_the_hub_is_no_base_model(source: str) -> None:
     assert "base_model" not in head(model_card(facts(source=source)))
 
@@ -85,6 +89,14 @@ def test_speed_is_there_once_it_was_measured() -> None:
     )  # fmt: skip
     card = model_card(facts(evaluation=EvaluationResult(serving=serving)))
     assert "| decoding at 8 requests at a time | 42.0 tokens/s |" in card
+
+
+def test_commands_take_any_name_as_a_name() -> None:
+    name = "it's/$(date)"
+    card = model_card(facts(name=name, source=name, format=ArtifactFormat.ADAPTER, method={"type": "lora"}))
+    curl = shlex.split(card.partition("curl ")[2].partition("```")[0].replace("\\\n", ""))
+    assert json.loads(curl[-1])["model"] == name
+    assert shlex.split(card.partition("vllm serve ")[2].partition("```")[0])[0] == name
 
 
 def test_quality_json_holds_the_facts() -> None:

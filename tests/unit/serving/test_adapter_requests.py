@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,20 +22,25 @@ from tests.fakes.engine import FakeEngine
 from tests.unit.serving.conftest import MODEL
 from tests.unit.serving.test_host import error_of, post
 from workers.serving.pool import ModelPool
+from workers.serving.process import Running, tell
 
 FIRST, SECOND = f"ft:{MODEL}:bitmill::00000001", f"ft:{MODEL}:bitmill::00000002"
+
+
+def adapter_row(name: str, method: dict[str, Any], *, source: str) -> ArtifactRow:
+    return ArtifactRow(
+        id=f"artifact-{time.time_ns()}", name=name, kind=ArtifactKind.FINE_TUNED, format=ArtifactFormat.ADAPTER,
+        source=source, method=method, source_fingerprint="f" * 64, key="k" * 64, versions={}, size_bytes=1,
+        parameter_count=1, bits_per_weight=1.0, tensor_types={}, manifest_sha256="m" * 64, created_at=time.time(),
+        path=name[-8:],
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def adapters(host_url: str, settings: Settings, sqlite_database: Database) -> dict[str, Path]:
     found = {}
     for name in (FIRST, SECOND):
-        row = ArtifactRow(
-            id=f"artifact-{time.time_ns()}", name=name, kind=ArtifactKind.FINE_TUNED, format=ArtifactFormat.ADAPTER,
-            source="elsewhere", method={"type": "qlora", "base": MODEL}, source_fingerprint="f" * 64, key="k" * 64,
-            versions={}, size_bytes=1, parameter_count=1, bits_per_weight=1.0, tensor_types={},
-            manifest_sha256="m" * 64, created_at=time.time(), path=name[-8:],
-        )  # fmt: skip
+        row = adapter_row(name, {"type": "qlora", "base": MODEL}, source="elsewhere")
         found[name] = settings.artifacts_folder / row.path
         found[name].mkdir(parents=True)
         with sqlite_database.transaction() as session:
@@ -63,6 +71,21 @@ def test_an_adapter_is_loaded_once_however_many_wait(host_url: str, fake_engine:
     assert (len(asked(fake_engine)), len(fake_engine.events("adapter"))) == (5, 1)
 
 
+def test_an_adapter_of_an_adapter_brings_both_to_the_base(
+    host_url: str, settings: Settings, sqlite_database: Database, fake_engine: FakeEngine, adapters: dict[str, Path]
+) -> None:
+    """It was trained on the first one's model: alone on the base it would change another model."""
+    name = f"ft:{FIRST}:bitmill::00000003"
+    row = adapter_row(name, {"type": "lora", "base": None}, source=FIRST)
+    folder = settings.artifacts_folder / row.path
+    folder.mkdir()
+    with sqlite_database.transaction() as session:
+        ArtifactRepository(session).add(row)
+    assert post(host_url, model=name).json()["model"] == name
+    assert asked(fake_engine) == [name]
+    assert fake_engine.events("adapter") == [f"adapter {name} {adapters[FIRST]} {folder}"]
+
+
 def test_an_adapter_is_taken_off_and_its_base_stays(base_url: str, fake_engine: FakeEngine, pool: ModelPool) -> None:
     post(base_url, model=FIRST)
     assert httpx.get(f"{base_url}/v1/deployments/{FIRST}").json()["adapters"] == [FIRST]
@@ -71,6 +94,30 @@ def test_an_adapter_is_taken_off_and_its_base_stays(base_url: str, fake_engine: 
     assert [view["adapters"] for view in pool.view()] == [[]]
     assert post(base_url, model=FIRST).status_code == 200
     assert len(fake_engine.events("adapter")) == 2
+
+
+def test_an_adapter_that_is_wanted_while_it_is_taken_off_is_there_in_the_end(
+    host_url: str, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleting, go_on = threading.Event(), threading.Event()
+
+    async def slow_tell(running: Running, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        if method == "DELETE":
+            deleting.set()
+            await asyncio.to_thread(go_on.wait, 10)
+        await tell(running, method, path, body)
+
+    monkeypatch.setattr("workers.serving.deployment.tell", slow_tell)
+    post(host_url, model=FIRST)
+    with ThreadPoolExecutor() as threads:
+        deleted = threads.submit(httpx.delete, f"{host_url}/v1/deployments/{FIRST}")
+        assert deleting.wait(10)
+        asked_again = threads.submit(post, host_url, model=FIRST)
+        wait([asked_again], timeout=0.5)  # long enough for a load that overtakes
+        go_on.set()
+        assert (deleted.result().status_code, asked_again.result().status_code) == (200, 200)
+    told = [line.split()[0] for line in fake_engine.log.read_text().splitlines()]
+    assert [each for each in told if each in ("adapter", "unload")] == ["adapter", "unload", "adapter"]
 
 
 def test_an_adapter_that_cannot_be_loaded_is_tried_again(

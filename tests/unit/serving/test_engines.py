@@ -11,6 +11,7 @@ import pytest
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed, InvalidParameter
 from app.domain.evaluation import measured_speeds
+from app.domain.fine_tuning import Adapter
 from app.domain.hardware import Device
 from app.domain.quantization.catalog import CATALOG
 from app.domain.serving import DeploymentOptions, RemoteModel
@@ -70,6 +71,13 @@ def test_vllm_is_first_on_a_gpu_once_it_is_installed(settings: Settings) -> None
     assert choose_engine(*wanted, wanted=None).spec.name == "transformers"
     pretend_vllm(settings, Device.GPU)
     assert choose_engine(*wanted, wanted=None).spec.name == "vllm"
+
+
+@pytest.mark.parametrize("training", Adapter)
+def test_vllm_serves_whole_models_of_every_training(training: Adapter, settings: Settings) -> None:
+    pretend_vllm(settings, Device.GPU)
+    chosen = choose_engine(ArtifactFormat.SAFETENSORS, training.value, Device.GPU, settings, wanted=None)
+    assert chosen.spec.name == "vllm"
 
 
 def evaluated(engine: str, rate: float, device: str = "cpu") -> dict[str, Any]:

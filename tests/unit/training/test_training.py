@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.errors import DiskFull, TrainingFailed
-from app.domain.fine_tuning import TrainingReport
+from app.domain.fine_tuning import LEARNING_RATES, Adapter, TrainingReport
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama
@@ -211,6 +211,24 @@ def test_a_loss_that_is_no_number_ends_the_training(facts: Path, tmp_path: Path)
     broken = FakeBase("local/broken", inspect_checkpoint(folder))
     with pytest.raises(TrainingFailed, match="the loss is nan at step 1 of 12; lower learning_rate_multiplier"):
         run(broken, facts, tmp_path, "lora", RecordingHooks())
+
+
+@pytest.mark.parametrize(
+    ("validates", "words"),
+    [(False, "the loss is nan after the training"), (True, "the loss on the validation file is nan after step 1 of 1")],
+)
+def test_a_last_step_that_breaks_the_model_ends_the_training(
+    base: FakeBase, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, validates: bool, words: str
+) -> None:
+    """Its own loss was measured before it, and is a number."""
+    monkeypatch.setitem(LEARNING_RATES, Adapter.FULL, 1e36)
+    (tmp_path / "target").mkdir()
+    hooks, request = RecordingHooks(), request_for("full", epochs=1, max_steps=1)
+    validation = facts if validates else None
+    settings = Settings(data_dir=tmp_path)
+    with pytest.raises(TrainingFailed, match=words):
+        train(base, tmp_path / "target", request, facts, validation, tmp_path / "checkpoints", hooks, settings)
+    assert (len(hooks.steps), hooks.validations) == (1, {})
 
 
 def test_a_full_training_writes_a_checkpoint_like_its_base(base: FakeBase, facts: Path, tmp_path: Path) -> None:

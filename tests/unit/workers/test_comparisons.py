@@ -24,6 +24,7 @@ from app.services.comparisons import ComparisonService
 from app.services.evaluations import EvaluationService
 from app.services.workers import WorkerService
 from app.settings import Settings
+from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.fakes.checkpoints import write_safetensors
 from tests.fakes.dispatcher import RecordingDispatcher
 from workers.comparisons import advance_comparisons, find_source
@@ -85,6 +86,38 @@ def bench(database: Database, settings: Settings, tmp_path: Path) -> Bench:
     with database.transaction() as session:
         WorkerRepository(session).save(worker)
     return Bench(database, settings.model_copy(update={"source_roots": (folder.parent,)}))
+
+
+def test_an_original_that_cannot_be_read_ends_its_own_comparison_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = bench.submit(), bench.submit()
+    fails = True
+
+    def unreadable(folder: Path) -> Checkpoint:
+        nonlocal fails
+        if fails:
+            fails = False
+            raise PermissionError(13, "Permission denied", "/models/tiny/model.safetensors")
+        return inspect_checkpoint(folder)
+
+    monkeypatch.setattr("workers.comparisons.inspect_checkpoint", unreadable)
+    bench.sweep()
+    error = bench.rows(first)[1].error
+    assert error is not None
+    assert "Permission denied" in error["message"]
+    assert all(row.quantization_job_id for row in bench.rows(second)[1:])
+
+
+def test_a_result_whose_name_no_job_takes_settles_its_row(bench: Bench) -> None:
+    comparison = bench.submit({"type": "none"})
+    bench.sweep()
+    bench.end(bench.rows(comparison)[1].quantization_job_id, quantized_model="x" * 600)
+    bench.sweep()
+    row = bench.rows(comparison)[1]
+    assert row.settled
+    assert row.error is not None
+    assert "at most 512 characters" in row.error["message"]
 
 
 def test_a_comparison_runs_from_its_first_job_to_its_outcome(bench: Bench) -> None:

@@ -92,7 +92,7 @@ class Bench:
         self.database = database
         self.supervisor = SteppedSupervisor(database, settings, presence, source)
 
-    def prepare(self, label: str, size: int, divergence: float) -> None:
+    def prepare(self, label: str, size: int, divergence: float, *, model: str = "tiny") -> None:
         card = QualityCard(
             dataset="builtin", dataset_sha256="", context_length=64, scored_tokens=10,
             perplexity=Measurement(value=11.0, standard_error=0.1), kl_divergence_p99=1.0, generated_text="",
@@ -101,7 +101,7 @@ class Bench:
             top1_agreement=Measurement(value=0.9, standard_error=0.01),
         )  # fmt: skip
         row = ArtifactRow(
-            id=f"artifact-{label}", name=f"tiny:{label}", kind=ArtifactKind.QUANTIZED, path=label, source="tiny",
+            id=f"artifact-{label}", name=f"{model}:{label}", kind=ArtifactKind.QUANTIZED, path=label, source="tiny",
             format=ArtifactFormat.SAFETENSORS, source_fingerprint="0" * 64, key=label, method={"type": "none"},
             versions={}, size_bytes=size, parameter_count=1, bits_per_weight=16.0, tensor_types={},
             manifest_sha256="0" * 64, created_at=time.time(), quality=card.model_dump(mode="json"),
@@ -145,6 +145,12 @@ def test_the_smallest_that_meets_the_terms_is_taken(bench: Bench) -> None:
     assert bf16["measured"]["kl_divergence"] == {"value": 0.01, "standard_error": 0.001}
     assert bf16["measured"]["perplexity_ratio"]["value"] == pytest.approx(1.1)
     assert bench.supervisor.timed == []  # no term asks for it
+
+
+def test_a_result_with_a_longer_name_than_jobs_take_is_timed(bench: Bench) -> None:
+    bench.prepare("bf16", 16_000, 0.01, model="t" * 510)
+    job = bench.run(bench.claim({"max_memory_bytes": 10**9}, method=BF16))
+    assert (job.state, bench.supervisor.timed) == ("succeeded", ["bf16"])
 
 
 def test_where_none_does_the_job_fails_with_what_was_found(bench: Bench) -> None:

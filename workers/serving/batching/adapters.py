@@ -28,12 +28,20 @@ ADAPTED: Final = "adapted-"
 LowRank = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def read_adapter(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """An adapter as peft stores it. Raises IncompatibleModel for what is more than two matrices per layer."""
-    return {
-        name.removesuffix(".weight"): (update.down, update.up * update.scale)
-        for name, update in read_updates(folder).items()
-    }
+def read_adapter(*folders: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """An adapter as peft stores it, or the sum of several: their ranks stand beside each other.
+
+    Raises IncompatibleModel for what is more than two matrices per layer.
+    """
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for folder in folders:
+        for name, update in read_updates(folder).items():
+            layer = name.removesuffix(".weight")
+            down, up = update.down, update.up * update.scale
+            if layer in found:
+                down, up = torch.cat([found[layer][0], down]), torch.cat([found[layer][1], up], dim=1)
+            found[layer] = (down, up)
+    return found
 
 
 def request_name(adapter: LowRank | None) -> str:
@@ -54,12 +62,14 @@ class Adapters:
         # Request id → what it is generated with. A request keeps its adapter even when that is unloaded.
         self.requests: dict[str, LowRank] = {}
         self._hooked: set[str] = set()
+        # Adapters are loaded in threads, and a layer with two hooks would add everything twice.
+        self._hooking = threading.Lock()
         # Which positions of the pass that this thread runs belong to which adapter.
         self._pass = threading.local()
 
-    def load(self, name: str, folder: Path) -> None:
+    def load(self, name: str, *folders: Path) -> None:
         """Raises InvalidParameter for an adapter of another model."""
-        adapter = read_adapter(folder)
+        adapter = read_adapter(*folders)
         modules = dict(self.model.named_modules())
         unknown = sorted(adapter.keys() - modules.keys())
         if unknown:
@@ -70,9 +80,10 @@ class Adapters:
         self.loaded[name] = {
             layer: (down.to(device, dtype), up.to(device, dtype)) for layer, (down, up) in adapter.items()
         }
-        for layer in sorted(adapter.keys() - self._hooked):
-            modules[layer].register_forward_hook(self._hook(layer))
-            self._hooked.add(layer)
+        with self._hooking:
+            for layer in sorted(adapter.keys() - self._hooked):
+                modules[layer].register_forward_hook(self._hook(layer))
+                self._hooked.add(layer)
 
     def _dtype(self) -> torch.dtype:
         dtype = getattr(self.model, "dtype", torch.float32)

@@ -67,10 +67,10 @@ async def cache_usage(request: Request) -> float:
 
 
 async def load_adapter(request: Request) -> JSONResponse:
-    """Body: the adapter's `name` and the `folder` with its files. Requests for a model of that name use it then."""
+    """Body: the adapter's `name` and the `folders` that make it. Requests for a model of that name use it then."""
     body = await read_body(request)
     adapters = request.app.state.generator.adapters
-    await asyncio.to_thread(adapters.load, body["name"], Path(body["folder"]))
+    await asyncio.to_thread(adapters.load, body["name"], *map(Path, body["folders"]))
     return JSONResponse({"loaded": sorted(adapters.loaded)})
 
 

@@ -21,8 +21,10 @@ from workers.serving.engines.vllm_install import MARKER
 from workers.serving.sizing import read_shape
 
 GIB: Final = 1024**3
+# Trainings whose whole models, with adapters merged into them, have plain weights of 16 bits.
+TRAINED: Final = frozenset({"full", "lora", "qlora"})
 # gptq's layout is also what hqq and autoround write.
-ANYWHERE: Final = frozenset({"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"})
+ANYWHERE: Final = TRAINED | {"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"}
 # What a chat template contains, and the parser that reads the calls of models with such a template.
 TOOL_PARSERS: Final = {
     "<tool_call>": "hermes",
