@@ -230,7 +230,8 @@ def test_a_model_that_can_speak_answers_and_ends_its_turn(client: openai.OpenAI)
 
 def test_a_broken_artifact_is_an_error_and_not_a_hang(client: openai.OpenAI, served_settings: Settings) -> None:
     database = Database(served_settings.database)
-    for number, format_ in enumerate(ArtifactFormat):
+    # An adapter is served on its base, which is of one of the others.
+    for number, format_ in enumerate(set(ArtifactFormat) - {ArtifactFormat.ADAPTER}):
         folder = served_settings.artifacts_folder / f"broken-{number}"
         folder.mkdir()
         (folder / "model.gguf").write_bytes(b"not a model")
