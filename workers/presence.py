@@ -193,7 +193,7 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> N
         if job.state == JobState.CANCELLING:
             jobs.transition(job.id, JobState.CANCELLED, message="The job was cancelled.", attempt=job.attempt)
         elif job.state == JobState.PAUSING:
-            values: dict[str, Any] = {"worker_id": None, "lease_expires_at": None}
+            values: dict[str, Any] = {"worker_id": None, "lease_expires_at": None, "stage": "paused"}
             message = f"The job is paused; its last attempt ended without saving ({why})."
             jobs.transition(job.id, JobState.PAUSED, message=message, attempt=job.attempt, level="warn", values=values)
         elif job.losses + 1 >= settings.max_attempts:

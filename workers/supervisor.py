@@ -42,6 +42,7 @@ STAGE_LENGTH = 64
 PAUSE_SECONDS = 120.0
 # What a job nobody works on has in its columns.
 UNHELD: Final[dict[str, Any]] = {"worker_id": None, "lease_expires_at": None, "eta_seconds": None}
+AT_REST: Final[dict[str, Any]] = {**UNHELD, "stage": "paused"}
 # What a child tells that becomes an event as it is.
 RECORDED: Final = frozenset({"metrics", "checkpoint"})
 # The ends that were wished for.
@@ -136,7 +137,7 @@ class Supervisor:
             self.finish(attempt, JobState.CANCELLED, "The job was cancelled.")
         except PauseRequested:
             message = "The job is paused; resumed, it goes on from its last checkpoint."
-            self.finish(attempt, JobState.PAUSED, message, UNHELD)
+            self.finish(attempt, JobState.PAUSED, message, AT_REST)
         except Stopping:
             self._give_back(attempt)
         except ChildCrashed as crash:
@@ -325,7 +326,7 @@ class Supervisor:
             log.warning("job %s: %s", attempt.job.id, error)
             return
         target, message = GRANTED[state]
-        values = UNHELD if target is JobState.PAUSED else {}
+        values = AT_REST if target is JobState.PAUSED else {}
         with self.database.transaction() as session:
             JobRepository(session).transition(
                 attempt.job.id, target, message=message, attempt=attempt.number, values=values

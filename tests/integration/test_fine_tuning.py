@@ -133,7 +133,7 @@ def test_a_paused_job_goes_on_where_it_was(
         assert folders(installation.settings.staging_folder) == []
         assert folders(installation.settings.checkpoints_folder) == [job_id]
         made = steps(installation, job_id)
-        assert service.get(job_id).worker_id is None
+        assert (service.get(job_id).worker_id, service.get(job_id).stage) == (None, "paused")
         service.resume(job_id)
         job = installation.wait(job_id)
     assert artifact_of(installation, job)

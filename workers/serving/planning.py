@@ -53,7 +53,10 @@ class EnginePlanner:
         device = self.machine.device
         measured = measured_speeds(model.evaluations, device)
         wanted = model.options.engine
-        return choose_engine(model.format, model.method, device, self.settings, wanted=wanted, measured=measured)
+        return choose_engine(
+            model.format, model.method, device, self.settings, wanted=wanted, measured=measured,
+            for_adapter=model.adapter is not None,
+        )  # fmt: skip
 
 
 def require_options(options: DeploymentOptions, engine: Engine) -> None:

@@ -71,6 +71,7 @@ def test_vllm_is_first_on_a_gpu_once_it_is_installed(settings: Settings) -> None
     assert choose_engine(*wanted, wanted=None).spec.name == "transformers"
     pretend_vllm(settings, Device.GPU)
     assert choose_engine(*wanted, wanted=None).spec.name == "vllm"
+    assert choose_engine(*wanted, wanted=None, for_adapter=True).spec.name == "transformers"
 
 
 @pytest.mark.parametrize("training", Adapter)

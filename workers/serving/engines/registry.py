@@ -48,11 +48,12 @@ def choose_engine(
     *,
     wanted: str | None,
     measured: Mapping[str, float] = NOTHING_MEASURED,
+    for_adapter: bool = False,
 ) -> Engine:
     """The engine that was asked for, else the first of the table that can.
 
     `measured` has tokens per second of engines that were timed with this model: where several were, the fastest of
-    them comes before the table. Raises InvalidParameter for an engine that is unknown or cannot load such an artifact,
+    them comes before the table. `for_adapter` leaves out engines that load no adapters beside a model. Raises InvalidParameter for an engine that is unknown or cannot load such an artifact,
     EngineFailed where none is installed.
     """
     if wanted is not None:
@@ -61,6 +62,8 @@ def choose_engine(
     for name in _ranked(PREFERENCE[artifact_format, device], measured):
         engine = load_engine(name, settings)
         if not engine.spec.loads(artifact_format, method, device):
+            continue
+        if for_adapter and engine.spec.adapters_path is None:
             continue
         try:
             engine.check_environment()
