@@ -53,8 +53,9 @@ def choose_engine(
     """The engine that was asked for, else the first of the table that can.
 
     `measured` has tokens per second of engines that were timed with this model: where several were, the fastest of
-    them comes before the table. `for_adapter` leaves out engines that load no adapters beside a model. Raises InvalidParameter for an engine that is unknown or cannot load such an artifact,
-    EngineFailed where none is installed.
+    them comes before the table. `for_adapter` leaves out engines that load no adapters beside a model. Raises
+    InvalidParameter for an engine that is unknown or cannot load such an artifact, EngineFailed where none is
+    installed.
     """
     if wanted is not None:
         return _wanted(wanted, artifact_format, method, device, settings)
