@@ -17,32 +17,38 @@ from tests.fakes.checkpoints import TEXT, tiny_llama
 from tests.fakes.installation import Installation
 
 CHOICES = [" the mill", " a duck and a rooster", " Paris", " 42"]
-DOCUMENTS = [{"question": f"{text[:20]}", "choices": CHOICES} for text in TEXT]
+QUESTIONS = [text[start : start + 20].strip() for text in TEXT for start in (0, 20, 40)]
+COUNT = 6
+# Nats by which the best choice has to lead: engines round otherwise than the plain forward pass.
+MARGIN = 1.0
 
 
-def best_choices(folder: Path) -> list[int]:
-    """The most likely continuation of each question, by transformers."""
+def clear_cases(folder: Path) -> list[tuple[str, int, int]]:
+    """Questions with their most and least likely continuation by transformers, where the most likely leads clearly."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    best = []
-    for document in DOCUMENTS:
-        question = tokenizer(document["question"])["input_ids"]
+    found = []
+    for text in QUESTIONS:
+        question = tokenizer(text)["input_ids"]
         scores = []
         for choice in CHOICES:
-            whole = tokenizer(document["question"] + choice)["input_ids"]
+            whole = tokenizer(text + choice)["input_ids"]
             with torch.inference_mode():
                 logits = model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
             places = range(len(question) - 1, len(whole) - 1)
             scores.append(sum(float(logits[place, whole[place + 1]]) for place in places))
-        best.append(max(range(len(CHOICES)), key=scores.__getitem__))
-    return best
+        ranked = sorted(range(len(CHOICES)), key=scores.__getitem__)
+        if scores[ranked[-1]] - scores[ranked[-2]] > MARGIN:
+            found.append((text, ranked[-1], ranked[0]))
+    assert len(found) >= COUNT
+    return found[:COUNT]
 
 
-def write_task(folder: Path, answers: list[int]) -> None:
+def write_task(folder: Path, cases: list[tuple[str, int]]) -> None:
     folder.mkdir()
-    lines = [json.dumps(document | {"answer": answer}) for document, answer in zip(DOCUMENTS, answers, strict=True)]
+    lines = [json.dumps({"question": text, "choices": CHOICES, "answer": answer}) for text, answer in cases]
     (folder / "mill.jsonl").write_text("\n".join(lines))
     task: dict[str, Any] = {
         "task": "mill_choice", "dataset_path": "json",
@@ -64,9 +70,9 @@ def installation(
         tmp_path / "models" / "tiny", hidden_size=256, intermediate_size=512, initializer_range=0.1, dtype="float32"
     )
     # Right in all documents but two.
-    answers = best_choices(folder)
-    wrong = [(answer + 1) % len(CHOICES) for answer in answers[:2]]
-    write_task(tmp_path / "tasks", wrong + answers[2:])
+    cases = clear_cases(folder)
+    wrong = [(text, worst) for text, _, worst in cases[:2]]
+    write_task(tmp_path / "tasks", wrong + [(text, best) for text, best, _ in cases[2:]])
     changed = settings.model_copy(
         update={
             "source_roots": (tmp_path / "models",), "tasks_dir": tmp_path / "tasks", "serving_context_length": 512,
@@ -84,8 +90,8 @@ def test_a_tasks_accuracy_is_the_models_own(installation: Installation) -> None:
         job = installation.wait(evaluations.submit(request).id)
         assert job.error is None, job.error
         figures = (EvaluationResult.model_validate(job.result).tasks or {})["mill_choice"]
-        assert figures.documents == len(DOCUMENTS)
-        assert figures.metrics["acc"].value == pytest.approx(1 - 2 / len(DOCUMENTS))
+        assert figures.documents == COUNT
+        assert figures.metrics["acc"].value == pytest.approx(1 - 2 / COUNT)
         assert (figures.metrics["acc"].standard_error or 0) > 0
         # llama.cpp does not tell a prompt's log-probabilities.
         made = installation.wait(installation.submit("tiny", type="gguf", quantization="F16"))

@@ -95,7 +95,10 @@ async def _speed(
         return ()
     limit = plan.options.context_length // 4
     timeout = httpx.Timeout(600.0, connect=10.0)
-    async with httpx.AsyncClient(headers=running.headers, timeout=timeout, trust_env=False) as client:
+    # llama.cpp closes connections that were idle for a while, maybe just as the next request is sent on one; and each
+    # that is kept open holds one of its threads.
+    headers, limits = running.headers | {"connection": "close"}, httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=False) as client:
         long, short = Prompts(text, min(PROMPT_CHARACTERS, limit)), Prompts(text, min(SHORT_CHARACTERS, limit))
         output = min(OUTPUT_TOKENS, limit)
         # The first answer pays for what later ones find ready; it is not measured.
