@@ -31,15 +31,12 @@ from workers.presence import Presence, release
 from workers.progress import ProgressGate
 from workers.publisher import Publisher, Result
 from workers.training.attempt import fine_tune
+from workers.watch import WATCH_SECONDS, CancelRequested, LeaseLost, PauseRequested, Stopping, Watch
 
 log = logging.getLogger(__name__)
 
-# How often a running job's row is read for a wish to cancel: well inside the two seconds that are promised.
-WATCH_SECONDS = 0.3
 # What the column of a job's stage holds.
 STAGE_LENGTH = 64
-# How long work that is to pause may take to save a checkpoint.
-PAUSE_SECONDS = 120.0
 # What a job nobody works on has in its columns.
 UNHELD: Final[dict[str, Any]] = {"worker_id": None, "lease_expires_at": None, "eta_seconds": None}
 AT_REST: Final[dict[str, Any]] = {**UNHELD, "stage": "paused"}
@@ -50,22 +47,6 @@ GRANTED: Final[dict[JobState | None, tuple[JobState, str]]] = {
     JobState.CANCELLING: (JobState.CANCELLED, "The job was cancelled."),
     JobState.PAUSING: (JobState.PAUSED, "The job is paused."),
 }
-
-
-class LeaseLost(Exception):
-    """Another attempt owns the job, or it ended: this one must leave no trace."""
-
-
-class CancelRequested(Exception):
-    """Somebody asked for the job's end."""
-
-
-class PauseRequested(Exception):
-    """Somebody asked for a pause, and what is there to go on from is saved."""
-
-
-class Stopping(Exception):
-    """This worker is being shut down."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +272,9 @@ class Supervisor:
 
     def why_not(self, attempt: Attempt) -> Exception:
         """What a result that could not be committed means."""
-        return CancelRequested() if self._state(attempt) is JobState.CANCELLING else LeaseLost()
+        return CancelRequested() if self.state(attempt) is JobState.CANCELLING else LeaseLost()
 
-    def _state(self, attempt: Attempt) -> JobState | None:
+    def state(self, attempt: Attempt) -> JobState | None:
         with self.database.reading() as session:
             return JobRepository(session).state_for(attempt.job.id, attempt.number)
 
@@ -321,7 +302,7 @@ class Supervisor:
 
     def _settle(self, attempt: Attempt, error: IllegalTransition) -> None:
         """A wish to cancel or to pause that came while the attempt was ending wins over its other ends."""
-        state = self._state(attempt)
+        state = self.state(attempt)
         if state not in GRANTED:
             log.warning("job %s: %s", attempt.job.id, error)
             return
@@ -355,47 +336,3 @@ WORK: Final[dict[JobKind, Callable[[Supervisor, Attempt], None]]] = {
     JobKind.EVALUATION: Supervisor._evaluate,
     JobKind.FINE_TUNING: fine_tune,
 }
-
-
-class Watch:
-    """Looks now and then whether an attempt may go on."""
-
-    def __init__(self, supervisor: Supervisor, attempt: Attempt, ask_for_pause: Callable[[], None]) -> None:
-        self.supervisor = supervisor
-        self.attempt = attempt
-        self._ask_for_pause = ask_for_pause
-        self._pause_deadline: float | None = None
-        self._next_look = 0.0
-        self._next_renewal = 0.0
-
-    def look(self) -> None:
-        """Raises Stopping, CancelRequested, PauseRequested or LeaseLost."""
-        if self.supervisor.is_stopping:
-            raise Stopping
-        now = time.monotonic()
-        if now < self._next_look:
-            return
-        self._next_look = now + WATCH_SECONDS
-        self._check(self._state(now))
-
-    def _state(self, now: float) -> JobState | None:
-        if now < self._next_renewal:
-            return self.supervisor._state(self.attempt)
-        self._next_renewal = now + self.supervisor.settings.heartbeat_seconds
-        return self.supervisor.renew(self.attempt)
-
-    def _check(self, state: JobState | None) -> None:
-        if state is JobState.CANCELLING:
-            raise CancelRequested
-        if state is JobState.PAUSING:
-            self._grant_pause()
-        elif state is not JobState.RUNNING:
-            raise LeaseLost
-
-    def _grant_pause(self) -> None:
-        """Gives the work time to save what it has; where it takes too long, what was saved before must do."""
-        if self._pause_deadline is None:
-            self._pause_deadline = time.monotonic() + PAUSE_SECONDS
-            self._ask_for_pause()
-        elif time.monotonic() > self._pause_deadline:
-            raise PauseRequested
