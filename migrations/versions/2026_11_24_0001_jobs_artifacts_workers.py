@@ -16,7 +16,34 @@ depends_on = None
 
 
 def upgrade() -> None:
+    create_jobs()
+    create_workers()
+    create_artifacts()
+    create_job_events()
 
+
+def downgrade() -> None:
+    with op.batch_alter_table("job_events", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_job_events_job_id"))
+
+    op.drop_table("job_events")
+    with op.batch_alter_table("artifacts", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_artifacts_key"))
+
+    op.drop_table("artifacts")
+    with op.batch_alter_table("workers", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_workers_heartbeat_at"))
+
+    op.drop_table("workers")
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_index("ix_jobs_state_created_at")
+        batch_op.drop_index(batch_op.f("ix_jobs_model"))
+        batch_op.drop_index("ix_jobs_created_at_id")
+
+    op.drop_table("jobs")
+
+
+def create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -50,6 +77,8 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_jobs_model"), ["model"], unique=False)
         batch_op.create_index("ix_jobs_state_created_at", ["state", "created_at"], unique=False)
 
+
+def create_workers() -> None:
     op.create_table(
         "workers",
         sa.Column("id", sa.String(length=128), nullable=False),
@@ -69,6 +98,8 @@ def upgrade() -> None:
     with op.batch_alter_table("workers", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_workers_heartbeat_at"), ["heartbeat_at"], unique=False)
 
+
+def create_artifacts() -> None:
     op.create_table(
         "artifacts",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -99,6 +130,8 @@ def upgrade() -> None:
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_artifacts_key"), ["key"], unique=False)
 
+
+def create_job_events() -> None:
     op.create_table(
         "job_events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -113,25 +146,3 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("job_events", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_job_events_job_id"), ["job_id"], unique=False)
-
-
-def downgrade() -> None:
-
-    with op.batch_alter_table("job_events", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_job_events_job_id"))
-
-    op.drop_table("job_events")
-    with op.batch_alter_table("artifacts", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_artifacts_key"))
-
-    op.drop_table("artifacts")
-    with op.batch_alter_table("workers", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_workers_heartbeat_at"))
-
-    op.drop_table("workers")
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.drop_index("ix_jobs_state_created_at")
-        batch_op.drop_index(batch_op.f("ix_jobs_model"))
-        batch_op.drop_index("ix_jobs_created_at_id")
-
-    op.drop_table("jobs")
