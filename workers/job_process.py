@@ -119,7 +119,7 @@ def prove(task: Message, channel: Channel, settings: Settings) -> None:
     )
     reporter.report(1.0, "sealing")
     facts = CardFacts(
-        name=source["name"], source=source["name"], format=spec.output, method=task["method"],
+        name=given["name"], source=source["name"], format=spec.output, method=task["method"],
         versions=versions_of(spec.packages, spec.revision), quality=card.model_dump(mode="json"),
         peak_memory_bytes=max(made["peak_memory_bytes"], peak_memory_bytes()), **report_facts(made["report"]),
     )  # fmt: skip

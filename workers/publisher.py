@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from app.persistence.artifacts import ArtifactRepository
 from app.persistence.files import FileRepository
 from app.persistence.jobs import JobRepository
 from app.persistence.predictions import predict_job
-from app.persistence.tables import ArtifactRow, JobEventRow, JobRow
+from app.persistence.tables import ArtifactRow, FileRow, JobEventRow, JobRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts, files
@@ -27,9 +29,6 @@ from app.storage.shapes import shape_of_checkpoint
 from workers.child import Message
 from workers.training.results import as_csv, store
 from workers.versions import versions_of
-
-# More steps than any training here makes.
-MOST_EVENTS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,14 @@ class Result:
 class Trained:
     """What the children of one training said, and what of it the job's `result` keeps.
 
-    `method` is what the artifact's row says of how it was made; `base` in it, the model that an adapter is served on.
+    `made["method"]` is what the artifact's row says of how it was made; `base` in it, the model that an adapter is
+    served on.
     """
 
     source: Message
     made: Message
     manifest_sha256: str
     result: Message
-
-    @property
-    def method(self) -> dict[str, Any]:
-        method: dict[str, Any] = self.made["method"]
-        return method
 
 
 class Publisher:
@@ -107,20 +102,25 @@ class Publisher:
         between leaves a folder that no row names, which a worker removes at its start.
         """
         artifact_id = new_id("artifact")
-        folder = artifacts.publish(staged, self.settings, artifact_id)
-        try:
-            with self.database.transaction() as session:
-                existing = self._existing(session, job, result.source)
-                if existing is None:
-                    row = _quantized_row(job, artifact_id, result, artifacts.size_bytes(folder))
-                    self._commit(session, job, attempt, row, ends_job=ends_job)
-        except BitmillError:
-            artifacts.remove(folder)
-            raise
+        with self._stored(staged, artifact_id) as folder, self.database.transaction() as session:
+            existing = self._existing(session, job, result.source)
+            if existing is None:
+                row = _quantized_row(job, artifact_id, result, artifacts.size_bytes(folder))
+                self._commit(session, job, attempt, row, ends_job=ends_job)
         if existing is not None:
             artifacts.remove(folder)
             return existing, False
         return row, True
+
+    @contextmanager
+    def _stored(self, staged: Path, artifact_id: str) -> Iterator[Path]:
+        """The folder in the store. Where what follows is refused, it is gone again."""
+        folder = artifacts.publish(staged, self.settings, artifact_id)
+        try:
+            yield folder
+        except BitmillError:
+            artifacts.remove(folder)
+            raise
 
     def publish_trained(self, job: JobRow, attempt: int, staged: Path, trained: Trained) -> None:
         """The same for a trained model, of which no other job can have made an equal.
@@ -129,28 +129,31 @@ class Publisher:
         """
         row = _trained_row(job, new_id("artifact"), trained)
         file = store(as_csv(self._events(job.id)), self.settings)
-        folder = artifacts.publish(staged, self.settings, row.id)
-        row.size_bytes = artifacts.size_bytes(folder)
         try:
-            with self.database.transaction() as session:
-                repository = ArtifactRepository(session)
-                # Taken off the list meanwhile, under its own name where the job has another for it: served on it.
-                if repository.find(trained.source["name"]) is None and Path(trained.source["path"]).is_dir():
-                    repository.add(_base_row(trained.source))
-                repository.add(row)
-                FileRepository(session).add(file)
-                JobRepository(session).transition(
-                    job.id, JobState.SUCCEEDED, message=f"{row.name} is ready.", attempt=attempt,
-                    values=_outcome(row) | {"result": trained.result | {"result_files": [file.id]}},
-                )  # fmt: skip
+            with self._stored(staged, row.id) as folder, self.database.transaction() as session:
+                row.size_bytes = artifacts.size_bytes(folder)
+                self._commit_trained(session, job, attempt, row, file, trained)
         except BitmillError:
-            artifacts.remove(folder)
             files.locate(file, self.settings).unlink(missing_ok=True)
             raise
 
+    def _commit_trained(
+        self, session: Session, job: JobRow, attempt: int, row: ArtifactRow, file: FileRow, trained: Trained
+    ) -> None:
+        repository = ArtifactRepository(session)
+        # Taken off the list meanwhile, under its own name where the job has another for it: served on it.
+        if repository.find(trained.source["name"]) is None and Path(trained.source["path"]).is_dir():
+            repository.add(_base_row(trained.source))
+        repository.add(row)
+        FileRepository(session).add(file)
+        JobRepository(session).transition(
+            job.id, JobState.SUCCEEDED, message=f"{row.name} is ready.", attempt=attempt,
+            values=_outcome(row) | {"result": trained.result | {"result_files": [file.id]}},
+        )  # fmt: skip
+
     def _events(self, job_id: str) -> list[JobEventRow]:
         with self.database.reading() as session:
-            return JobRepository(session).events(job_id, limit=MOST_EVENTS)
+            return JobRepository(session).events(job_id, limit=None)
 
     def _commit(self, session: Session, job: JobRow, attempt: int, row: ArtifactRow, *, ends_job: bool) -> None:
         repository = ArtifactRepository(session)
@@ -195,7 +198,7 @@ def _free_name(row: ArtifactRow, repository: ArtifactRepository) -> str:
     return row.name if repository.find(row.name) is None else f"{row.name}-{row.key[:8]}"
 
 
-def _plain_name(job: JobRow, source_name: str) -> str:
+def plain_name(job: JobRow, source_name: str) -> str:
     spec, params = parse_method(job.method)
     parts = [source_name, spec.label(params), job.suffix]
     return ":".join(part for part in parts if part)
@@ -218,7 +221,7 @@ def _quantized_row(job: JobRow, artifact_id: str, result: Result, size_bytes: in
     spec, _ = parse_method(job.method)
     report = QuantizationReport.model_validate(made["report"])
     return ArtifactRow(
-        id=artifact_id, name=_plain_name(job, source["name"]), kind=ArtifactKind.QUANTIZED,
+        id=artifact_id, name=plain_name(job, source["name"]), kind=ArtifactKind.QUANTIZED,
         format=spec.output, path=artifact_id, source=source["name"],
         source_fingerprint=source["fingerprint"], key=_key(job, source), method=job.method,
         suffix=job.suffix, versions=versions_of(spec.packages, spec.revision), size_bytes=size_bytes,
@@ -235,7 +238,7 @@ def _trained_row(job: JobRow, artifact_id: str, trained: Trained) -> ArtifactRow
     source, made, report = trained.source, trained.made, trained.made["report"]
     return ArtifactRow(
         id=artifact_id, name=trained_name(job), kind=ArtifactKind.FINE_TUNED, format=made["format"], path=artifact_id,
-        source=source["name"], source_fingerprint=source["fingerprint"], key=made["key"], method=trained.method,
+        source=source["name"], source_fingerprint=source["fingerprint"], key=made["key"], method=made["method"],
         suffix=job.suffix, versions=made["versions"], size_bytes=0, parameter_count=report["parameter_count"],
         bits_per_weight=report["weight_bytes"] * 8 / report["parameter_count"], tensor_types=report["tensor_types"],
         manifest_sha256=trained.manifest_sha256, calibration=None, quality=None, seconds=made["seconds"],

@@ -29,7 +29,7 @@ from workers.child import Child, ChildCrashed, Message
 from workers.contracts import keep_contract
 from workers.presence import Presence, release
 from workers.progress import ProgressGate
-from workers.publisher import Publisher, Result
+from workers.publisher import Publisher, Result, plain_name
 from workers.training.attempt import fine_tune
 from workers.watch import WATCH_SECONDS, CancelRequested, LeaseLost, PauseRequested, Stopping, Watch
 
@@ -151,7 +151,7 @@ class Supervisor:
             child.send({"go": True})
             made = self.wait_for(child, attempt, "done")
         with self.child(attempt, "prove") as child:
-            child.send({"source": source, "made": made})
+            child.send({"source": source, "made": made, "name": plain_name(attempt.job, source["name"])})
             proof = self.wait_for(child, attempt, "done")
         made["seconds"] = time.monotonic() - started
         made["peak_memory_bytes"] = max(made["peak_memory_bytes"], proof["peak_memory_bytes"])

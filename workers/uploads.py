@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 from app.domain.files import FilePurpose, require_purpose
 from app.persistence.files import FileRepository
 from app.persistence.tables import FileRow
-from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.files import locate
+from workers.lookup import reading
 
 
 def find_upload(file_id: str, purpose: FilePurpose, settings: Settings, *, param: str) -> tuple[FileRow, Path]:
@@ -18,7 +17,7 @@ def find_upload(file_id: str, purpose: FilePurpose, settings: Settings, *, param
 
     Raises FileNotFound, or InvalidParameter for a file of another purpose.
     """
-    with closing(Database(settings.database)) as database, database.reading() as session:
+    with reading(settings) as session:
         row = FileRepository(session).get(file_id, param=param)
     require_purpose(row.id, row.purpose, purpose, param=param)
     return row, locate(row, settings)

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from app.api.schemas import event_number, event_view, list_view
+from app.api.schemas import EVENT_PREFIX, event_view, list_view
 from app.domain.errors import InvalidParameter
 from app.persistence.tables import JobEventRow
 from app.services.job_service import JobService
@@ -23,6 +23,8 @@ from app.services.job_service import JobService
 # How an event is shown to a client.
 View = Callable[[JobEventRow], dict[str, Any]]
 
+# Less than what the column of their numbers holds.
+MAX_EVENT_DIGITS = 18
 POLL_SECONDS = 0.25
 # Proxies close connections that stay silent; a comment line is ignored by clients.
 KEEP_ALIVE_SECONDS = 15.0
@@ -33,7 +35,7 @@ def answer_events(
     view: View = event_view,
 ) -> dict[str, Any] | StreamingResponse:  # fmt: skip
     """A page of a job's events above the one named `after`, or all of them as a stream until the job ends."""
-    number = _number(after)
+    number = number_after(after, EVENT_PREFIX) or 0
     if stream:
         jobs.get(job_id)  # an unknown job is a 404, not an empty stream
         return StreamingResponse(stream_events(request, jobs, job_id, number, view), media_type="text/event-stream")
@@ -41,11 +43,17 @@ def answer_events(
     return list_view([view(row) for row in rows[:limit]], len(rows) > limit)
 
 
-def _number(event_id: str | None) -> int:
-    number = event_number(event_id) if event_id else 0
-    if number is None:
-        raise InvalidParameter(f"{event_id!r} is no event's id; they end in a number, as 'qevent-42'", param="after")
-    return number
+def number_after(event_id: str | None, prefix: str) -> int | None:
+    """The number in the id that a list goes on from, whatever kind of job it is of. Raises InvalidParameter.
+
+    `prefix` is what ids of this list look like.
+    """
+    if not event_id:
+        return None
+    number = event_id.rpartition("-")[2]
+    if not number.isdecimal() or len(number) > MAX_EVENT_DIGITS:
+        raise InvalidParameter(f"{event_id!r} is no id from this list; they look like '{prefix}42'", param="after")
+    return int(number)
 
 
 async def stream_events(

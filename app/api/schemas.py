@@ -11,6 +11,8 @@ from app.domain.contract import JobContract
 from app.domain.jobs import JobState, public_status
 from app.persistence.tables import ArtifactRow, DeploymentRow, FileRow, JobEventRow, JobRow, WorkerRow
 
+EVENT_PREFIX: Final = "qevent-"
+
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
@@ -83,23 +85,13 @@ def evaluation_view(row: JobRow) -> dict[str, Any]:
 def event_view(row: JobEventRow) -> dict[str, Any]:
     return {
         "object": "quantization.job.event",
-        "id": f"qevent-{row.id}",
+        "id": f"{EVENT_PREFIX}{row.id}",
         "created_at": int(row.created_at),
         "level": row.level,
         "type": row.type,
         "message": row.message,
         "data": row.data,
     }
-
-
-# Less than what the column of their numbers holds.
-MAX_EVENT_DIGITS: Final = 18
-
-
-def event_number(event_id: str) -> int | None:
-    """The number in an event's id, or None if it is none of ours."""
-    number = event_id.rpartition("-")[2]
-    return int(number) if number.isdecimal() and len(number) <= MAX_EVENT_DIGITS else None
 
 
 def model_view(row: ArtifactRow) -> dict[str, Any]:

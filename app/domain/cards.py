@@ -195,7 +195,7 @@ def _loading(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
     """Title, language and code for each engine that reads it."""
     method = str(facts.method["type"])
     if facts.format is ArtifactFormat.GGUF:
-        yield "llama.cpp", "sh", "llama-server --model model.gguf --jinja"
+        yield "llama.cpp, with the file or the first of its parts", "sh", "llama-server --model model.gguf --jinja"
     elif facts.format is ArtifactFormat.ADAPTER:
         yield "transformers with peft", "python", PEFT.format(source=facts.source)
         base = quote(facts.source)

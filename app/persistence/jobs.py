@@ -184,8 +184,8 @@ class JobRepository:
         self.session.add(event)
         self.session.flush()
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> list[JobEventRow]:
-        """Events with a number above `after`, oldest first."""
+    def events(self, job_id: str, *, after: int = 0, limit: int | None = 1000) -> list[JobEventRow]:
+        """Events with a number above `after`, oldest first; all of them where `limit` is None."""
         query = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.id > after)
         return list(self.session.scalars(query.order_by(JobEventRow.id).limit(limit)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from app.domain.artifacts import ArtifactKind
 from app.domain.errors import FileNotFound, IllegalTransition, InvalidParameter
@@ -126,13 +126,6 @@ class FineTuningService(JobService):
             jobs = JobRepository(session)
             jobs.get(job_id, self.kind)
             return jobs.newest_events(job_id, before=before, limit=limit, type_=type_)
-
-    def page_with(self, metadata: Mapping[str, str], *, limit: int, after: str | None) -> tuple[Sequence[JobRow], bool]:
-        """Jobs whose metadata holds these pairs, newest first."""
-        with self.database.reading() as session:
-            return JobRepository(session).page(
-                kind=self.kind, limit=limit, after=after, states=[], model=None, metadata=metadata
-            )
 
 
 def require_trainable(artifact: ArtifactRow, request: FineTuningRequest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from app.domain.jobs import FINAL_STATES, STILL_RUNNING, JobKind, JobState
 from app.domain.model_names import ModelName, SourceKind
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.files import FileRepository
-from app.persistence.jobs import JobRepository
+from app.persistence.jobs import NO_METADATA, JobRepository
 from app.persistence.tables import JobEventRow, JobRow
 from app.persistence.unit_of_work import Database
 from app.queue.dispatcher import Dispatcher
@@ -74,15 +74,19 @@ class JobService:
             return JobRepository(session).get(job_id, self.kind)
 
     def page(
-        self, *, limit: int, after: str | None, status: str | None, model: str | None
-    ) -> tuple[list[JobRow], bool]:
+        self, *, limit: int, after: str | None, status: str | None = None, model: str | None = None,
+        metadata: Mapping[str, str] = NO_METADATA,
+    ) -> tuple[list[JobRow], bool]:  # fmt: skip
+        """Up to `limit` jobs that fit all that is given, newest first, and whether more follow."""
         if status is not None and status not in STATES_OF_STATUS:
             raise InvalidParameter(
                 f"status {status!r} is unknown; use one of {', '.join(STATES_OF_STATUS)}", param="status"
             )
         states = STATES_OF_STATUS[status] if status else []
         with self.database.reading() as session:
-            return JobRepository(session).page(kind=self.kind, limit=limit, after=after, states=states, model=model)
+            return JobRepository(session).page(
+                kind=self.kind, limit=limit, after=after, states=states, model=model, metadata=metadata
+            )
 
     def cancel(self, job_id: str) -> JobRow:
         """Cancels a queued job at once and asks a running one's worker to end it.

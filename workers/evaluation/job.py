@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EvaluationFailed
 from app.domain.evaluation import EvaluationRequest, Metric
-from app.persistence.artifacts import ArtifactRepository
 from app.persistence.tables import ArtifactRow
-from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
 from workers.child import Channel, Message
 from workers.job_run import Reporter
+from workers.lookup import find_artifact
 
 if TYPE_CHECKING:
     from workers.evaluation.quality import Subject
@@ -73,8 +71,7 @@ def require_harness(request: EvaluationRequest) -> None:
 
 def find_quantized(name: str, settings: Settings) -> ArtifactRow | None:
     """The model's row, if a job made it."""
-    with closing(Database(settings.database)) as database, database.reading() as session:
-        row = ArtifactRepository(session).find(name)
+    row = find_artifact(name, settings)
     return row if row is not None and row.method is not None else None
 
 

@@ -67,6 +67,14 @@ class ServedModel:
         return self.adapter.name if self.adapter else self.name
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedAdapter:
+    """An adapter beside a model, and what ends when it is there."""
+
+    adapter: ServedAdapter
+    loading: asyncio.Task[None]
+
+
 @dataclass(slots=True, eq=False)
 class Deployment:
     """Loads in a task of its own, which no request owns: a client that leaves does not stop it for others."""
@@ -88,7 +96,7 @@ class Deployment:
     load_seconds: float | None = None
     loaded_at: float = 0.0
     running: Running | None = None
-    adapters: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    adapters: dict[str, LoadedAdapter] = field(default_factory=dict)
     # The engine hears of adapters in the order in which `adapters` changed.
     _telling: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     admission: Admission = field(init=False)
@@ -151,16 +159,22 @@ class Deployment:
 
     async def take(self, adapter: ServedAdapter) -> None:
         """Waits until the adapter is loaded beside the model, once however many wait. Raises EngineFailed."""
-        loading = self.adapters.get(adapter.name)
-        if loading is None or _has_failed(loading):  # where whoever waited for it had left
-            loading = self.adapters[adapter.name] = asyncio.create_task(self._load_adapter(adapter))
+        held = self.adapters.get(adapter.name)
+        if held is None or _has_failed(held.loading):  # where whoever waited for it had left
+            held = LoadedAdapter(adapter, asyncio.create_task(self._load_adapter(adapter)))
+            self.adapters[adapter.name] = held
         try:
-            await asyncio.shield(loading)
+            await asyncio.shield(held.loading)
         except EngineFailed:
             # The next request tries again.
-            if self.adapters.get(adapter.name) is loading:
+            if self.adapters.get(adapter.name) is held:
                 del self.adapters[adapter.name]
             raise
+
+    def adapter(self, name: str) -> ServedAdapter | None:
+        """One that is loaded, or about to be."""
+        held = self.adapters.get(name)
+        return held.adapter if held is not None else None
 
     async def _load_adapter(self, adapter: ServedAdapter) -> None:
         running = await self.ready()
@@ -176,10 +190,10 @@ class Deployment:
 
     async def drop(self, name: str) -> bool:
         """Unloads an adapter. Requests in flight keep it. False: it was not loaded."""
-        loading = self.adapters.pop(name, None)
-        if loading is None or self.running is None or not self.accepts:
-            return loading is not None
-        await asyncio.wait({loading})
+        held = self.adapters.pop(name, None)
+        if held is None or self.running is None or not self.accepts:
+            return held is not None
+        await asyncio.wait({held.loading})
         async with self._telling:
             if name not in self.adapters:  # else it is wanted again, and stays
                 await tell(self.running, "DELETE", f"{self.engine.spec.adapters_path}/{quote(name, safe='')}")

@@ -152,9 +152,14 @@ class ModelPool:
         return list(self._deployments.values())
 
     def loaded(self, name: str) -> ServedModel | None:
-        """The model as it is loaded; None where it is not, or no longer takes requests."""
+        """The model, or an adapter's base with it, as it is loaded; None where it is not, or takes no requests."""
         deployment = self._deployments.get(name)
-        return deployment.model if deployment is not None and deployment.accepts else None
+        if deployment is not None:
+            return deployment.model if deployment.accepts else None
+        for each in self.deployments:
+            if each.accepts and (adapter := each.adapter(name)) is not None:
+                return replace(each.model, adapter=adapter)
+        return None
 
     def engine_of(self, name: str) -> str:
         """The engine of a model that is leased."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.domain.model_names import ModelName
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.tables import ArtifactRow
-from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
 from app.storage.sources import merged_folder, trained_folder
+from workers.lookup import reading
 from workers.sources.importing import Report, import_afresh
 
 
@@ -29,7 +28,7 @@ def import_trained(name: ModelName, settings: Settings, report: Report) -> Path:
 
     Raises ModelNotFound, and what resolving the original raises.
     """
-    with closing(Database(settings.database)) as database, database.reading() as session:
+    with reading(settings) as session:
         row = ArtifactRepository(session).get(name.name)
     whole = trained_folder(row, settings)
     if whole is not None:

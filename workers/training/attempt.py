@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from app.domain.errors import IllegalTransition
-from workers.publisher import Trained
+from workers.publisher import Trained, trained_name
 
 if TYPE_CHECKING:
     from workers.supervisor import Attempt, Supervisor
@@ -25,8 +25,9 @@ def fine_tune(supervisor: Supervisor, attempt: Attempt) -> None:
         child.send({"go": True})
         made = supervisor.wait_for(child, attempt, "done")
     with supervisor.child(attempt, "prove_training") as child:
-        child.send({"made": made})
+        child.send({"made": made, "name": trained_name(attempt.job)})
         proof = supervisor.wait_for(child, attempt, "done")
+    made["peak_memory_bytes"] = max(made["peak_memory_bytes"], proof["peak_memory_bytes"])
     made["seconds"] = time.monotonic() - started
     result = made["report"] | {"hyperparameters": made["hyperparameters"], "proof": proof["proof"]}
     _publish(supervisor, attempt, Trained(source, made, proof["manifest_sha256"], result))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,14 +18,12 @@ from app.domain.fine_tuning import (
     TrainingReport,
     plan,
 )
-from app.persistence.artifacts import ArtifactRepository
-from app.persistence.tables import ArtifactRow
-from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage import artifacts
 from workers.cards import report_facts, write_card
 from workers.child import Channel, Message
 from workers.job_run import Reporter, hold_checkpoints
+from workers.lookup import find_artifact
 from workers.uploads import find_upload
 from workers.versions import versions_of
 
@@ -99,11 +96,6 @@ def find_base(request: FineTuningRequest, settings: Settings) -> Base:
     quantization = {"type": row.method["quantization"], "double_quant": row.method["double_quant"]}
     options = request.bitmill.model_copy(update={"quantization": quantization})
     return Base(row.source, request.model_copy(update={"bitmill": options}), row.name)
-
-
-def find_artifact(name: str, settings: Settings) -> ArtifactRow | None:
-    with closing(Database(settings.database)) as database, database.reading() as session:
-        return ArtifactRepository(session).find(name)
 
 
 def train_job(task: Message, channel: Channel, settings: Settings) -> None:
@@ -188,25 +180,25 @@ def _format(request: FineTuningRequest) -> str:
 
 
 def _described(base: Base) -> dict[str, Any]:
+    """What of the options made a difference, with the defaults that counted."""
     options = base.request.bitmill
-    fields: set[str] = set()
+    described: dict[str, Any] = {}
     if options.is_low_rank:
-        fields |= {"rank", "dropout", "target_modules", "merge"}
-    described = options.model_dump(mode="json", include=fields)
-    if options.adapter in QUANTIZATIONS:
-        # With the defaults that count.
-        described["quantization"] = QUANTIZATIONS[options.adapter](**options.quantization).model_dump(mode="json")
-    if options.is_low_rank:
+        described = options.model_dump(mode="json", include={"rank", "dropout", "target_modules", "merge"})
         described |= {"alpha": options.scale, "base": base.served_on}
+    if options.adapter in QUANTIZATIONS:
+        described["quantization"] = QUANTIZATIONS[options.adapter](**options.quantization).model_dump(mode="json")
     return described
 
 
 def prove_job(task: Message, channel: Channel, settings: Settings) -> None:
     """Loads what was trained, measures it against the base on the data, and seals it."""
+    from workers.job_process import peak_memory_bytes
     from workers.sources.resolve import resolve
     from workers.training.proof import prove_training
 
-    made = channel.receive()["made"]
+    given = channel.receive()
+    made = given["made"]
     trained = TrainingReport.model_validate(made["report"])
     reporter = Reporter(channel, PROVE)
     base = find_base(FineTuningRequest.model_validate(task["request"]), settings)
@@ -218,10 +210,12 @@ def prove_job(task: Message, channel: Channel, settings: Settings) -> None:
         gate=base.request.bitmill.quality.gate,
     ).model_dump(mode="json")  # fmt: skip
     reporter.report(1.0, "sealing")
+    peak = peak_memory_bytes()
     facts = CardFacts(
-        name=source.name, source=source.name, format=made["format"], method=made["method"], training=proof,
-        versions=made["versions"], peak_memory_bytes=made["peak_memory_bytes"], **report_facts(made["report"]),
+        name=given["name"], source=source.name, format=made["format"], method=made["method"], training=proof,
+        versions=made["versions"], peak_memory_bytes=max(made["peak_memory_bytes"], peak),
+        **report_facts(made["report"]),
     )  # fmt: skip
     write_card(staged, facts)
     sha256 = artifacts.seal(staged)
-    channel.send({"kind": "done", "proof": proof, "manifest_sha256": sha256})
+    channel.send({"kind": "done", "proof": proof, "manifest_sha256": sha256, "peak_memory_bytes": peak})

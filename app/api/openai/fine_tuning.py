@@ -8,10 +8,9 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import FineTuning
-from app.api.events import answer_events
+from app.api.events import answer_events, number_after
 from app.api.fine_tuning_views import CHECKPOINT_PREFIX, EVENT_PREFIX, checkpoint_view, event_view, job_view
-from app.api.schemas import MAX_EVENT_DIGITS, list_view
-from app.domain.errors import InvalidParameter
+from app.api.schemas import list_view
 from app.domain.fine_tuning import FineTuningRequest
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -35,7 +34,7 @@ def list_jobs(
         for key, value in request.query_params.items()
         if key.startswith(METADATA_FIELD)
     }
-    rows, has_more = jobs.page_with(wanted, limit=limit, after=after)
+    rows, has_more = jobs.page(limit=limit, after=after, metadata=wanted)
     return list_view([job_view(row) for row in rows], has_more)
 
 
@@ -73,7 +72,7 @@ def list_events(
     if stream:
         after = last_event_id or after
         return answer_events(request, jobs, job_id, after=after, limit=limit, stream=True, view=event_view)
-    rows = jobs.newest_events(job_id, before=_number(after, EVENT_PREFIX), limit=limit + 1)
+    rows = jobs.newest_events(job_id, before=number_after(after, EVENT_PREFIX), limit=limit + 1)
     return list_view([event_view(row) for row in rows[:limit]], len(rows) > limit)
 
 
@@ -83,17 +82,8 @@ def list_checkpoints(
 ) -> dict[str, Any]:
     """What the training saved on its way, newest first."""
     job = jobs.get(job_id)
-    before = _number(after, CHECKPOINT_PREFIX)
+    before = number_after(after, CHECKPOINT_PREFIX)
     rows = jobs.newest_events(job_id, before=before, limit=limit + 1, type_="checkpoint")
     items = [checkpoint_view(row, job) for row in rows[:limit]]
     ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
     return list_view(items, len(rows) > limit) | ends
-
-
-def _number(text: str | None, prefix: str) -> int | None:
-    if text is None:
-        return None
-    number = text.removeprefix(prefix)
-    if not number.isdecimal() or len(number) > MAX_EVENT_DIGITS:
-        raise InvalidParameter(f"{text!r} is no id from this list; they look like '{prefix}42'", param="after")
-    return int(number)

@@ -62,6 +62,22 @@ def test_base_and_adapters_share_one_engine(base_url: str, fake_engine: FakeEngi
     assert fake_engine.events("adapter") == loaded
 
 
+def test_a_loaded_adapter_is_known_without_the_database(
+    host_url: str, pool: ModelPool, adapters: dict[str, Path]
+) -> None:
+    assert pool.loaded(FIRST) is None
+    post(host_url, model=FIRST)
+    known, base = pool.loaded(FIRST), pool.loaded(MODEL)
+    assert known is not None
+    assert base is not None
+    assert (known.name, known.public_name, known.adapter and known.adapter.folders) == (
+        MODEL,
+        FIRST,
+        (adapters[FIRST],),
+    )
+    assert (base.public_name, pool.loaded(SECOND)) == (MODEL, None)
+
+
 def test_an_adapter_is_loaded_once_however_many_wait(host_url: str, fake_engine: FakeEngine) -> None:
     threads = [threading.Thread(target=post, args=(host_url,), kwargs={"model": FIRST}) for _ in range(5)]
     for thread in threads:
