@@ -38,7 +38,7 @@ from app.domain.errors import (
 from app.domain.estimates import ModelShape, estimate_artifact, estimate_loaded
 from app.domain.evaluation import EngineFigures, EvaluationRequest, Metric
 from app.domain.jobs import JobState
-from app.domain.pareto import pareto_front
+from app.domain.pareto import flags
 from app.domain.quantization.catalog import dump_method
 from app.domain.quantization.fitting import fit_groups
 from app.persistence.jobs import JobRepository
@@ -291,12 +291,8 @@ def _values(measured: Json) -> dict[str, float | None]:
 
 def frontier(tried: list[Json]) -> list[Json]:
     """The entries with whether they lie on the Pareto front of size and KL divergence, of those that have both."""
-    points = [_point(entry) for entry in tried]
-    flags = iter(pareto_front([point for point in points if point is not None]))
-    return [
-        entry | {"on_pareto_front": None if point is None else next(flags)}
-        for entry, point in zip(tried, points, strict=True)
-    ]
+    on_front = flags([_point(entry) for entry in tried])
+    return [entry | {"on_pareto_front": flag} for entry, flag in zip(tried, on_front, strict=True)]
 
 
 def _point(entry: Json) -> tuple[float, float] | None:

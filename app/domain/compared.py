@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from app.domain.artifacts import Measurement
-from app.domain.pareto import Point, pareto_front
+from app.domain.pareto import Point, flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +54,7 @@ ALL_OBJECTIVES: Final = "size_speed_and_kl_divergence"
 
 def fronts(rows: Sequence[Compared]) -> dict[str, list[bool | None]]:
     """For each front and row whether the row lies on it; None where one of the figures was not measured."""
-    return {name: _front(rows, objectives) for name, objectives in FRONTS.items()}
-
-
-def _front(rows: Sequence[Compared], objectives: tuple[Objective, ...]) -> list[bool | None]:
-    points = [point_of(row, objectives) for row in rows]
-    known = [point for point in points if point is not None]
-    flags = iter(pareto_front(known))
-    return [None if point is None else next(flags) for point in points]
+    return {name: flags([point_of(row, objectives) for row in rows]) for name, objectives in FRONTS.items()}
 
 
 def point_of(row: Compared, objectives: tuple[Objective, ...]) -> Point | None:

@@ -16,3 +16,9 @@ def dominates(one: Point, other: Point) -> bool:
 def pareto_front(points: Sequence[Point]) -> list[bool]:
     """For each point whether no other dominates it. Equal points do not dominate each other: both may be on it."""
     return [not any(dominates(other, point) for other in points) for point in points]
+
+
+def flags(points: Sequence[Point | None]) -> list[bool | None]:
+    """For each point whether it lies on the front of those that are known; None for one that is not."""
+    found = iter(pareto_front([point for point in points if point is not None]))
+    return [None if point is None else next(found) for point in points]
