@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# llama-cpp-python is compiled here, and pip keeps the wheel: one that runs on every x86-64 processor with AVX2.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF
 
 .PHONY: run demo test check bench clean help
 

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import measured  # noqa: F401 -- puts the repository's root on the path
+from running import MODEL, Bitmill, running_bitmill
 
-from app.cli.launch import free_port, running_fleet, wait_until_ready
-from app.client import BitmillClient
-from app.settings import Settings
-
-MODEL = "demo/smollm2-135m-instruct"
 METHODS: list[dict[str, Any]] = [
     {"type": "none", "dtype": "bf16"},
     {"type": "none", "dtype": "fp16"},
@@ -49,15 +43,10 @@ IMPORT = {"type": "none", "dtype": "fp32"}
 SLOW = ("gptq", "awq", "qat")
 
 
-def run_job(client: BitmillClient, method: dict[str, Any]) -> dict[str, Any]:
-    """The finished artifact's details. Raises RuntimeError with the job's reason."""
-    submitted = client.submit(MODEL, method)
-    for _ in client.follow(submitted["id"]):
-        continue
-    job = client.job(submitted["id"])
-    if job["status"] != "succeeded":
-        raise RuntimeError(f"{method}: {job['error']}")
-    return {"name": job["quantized_model"].removeprefix(f"{MODEL}:"), **client.model(job["quantized_model"])["bitmill"]}
+def details_of(bitmill: Bitmill, method: dict[str, Any]) -> dict[str, Any]:
+    """The artifact, made if need be. Raises RuntimeError with the job's reason."""
+    name = bitmill.quantize(method)
+    return {"name": name.removeprefix(f"{MODEL}:"), **bitmill.client.model(name)["bitmill"]}
 
 
 def row_of(method: dict[str, Any], details: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
@@ -104,18 +93,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a data folder to keep; artifacts in it are used again")
     given = parser.parse_args()
     chosen = [method for method in METHODS if not (given.quick and method["type"] in SLOW)]
-    port = free_port()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=given.data or Path(folder))
-        url = f"http://127.0.0.1:{port}"
-        with running_fleet(settings, "127.0.0.1", port, 1) as fleet, BitmillClient(url) as client:
-            assert wait_until_ready(fleet, url, workers=1)
-            run_job(client, IMPORT)
-            baseline = run_job(client, chosen[0])
-            for method in chosen:
-                rows.append(row_of(method, run_job(client, method), baseline))
-                print(markdown(rows[-1:]).splitlines()[-1], flush=True)
+    with running_bitmill(given.data) as bitmill:
+        bitmill.quantize(IMPORT)
+        baseline = details_of(bitmill, chosen[0])
+        for method in chosen:
+            rows.append(row_of(method, details_of(bitmill, method), baseline))
+            print(markdown(rows[-1:]).splitlines()[-1], flush=True)
     print(markdown(rows))
     print(json.dumps({"rows": rows}))
 

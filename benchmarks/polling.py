@@ -8,17 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import httpx
-
-from app.cli.launch import free_port, running_fleet, wait_until_ready
-from app.client import BitmillClient
-from app.settings import Settings
-
-MODEL = "demo/smollm2-135m-instruct"
+from running import MODEL, running_bitmill
 
 
 def measure(url: str, path: str, count: int) -> list[float]:
@@ -37,22 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100 requests each instead of 500")
     count = 100 if parser.parse_args().quick else 500
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder))
-        with running_fleet(settings, "127.0.0.1", port, 1) as fleet, BitmillClient(url) as client:
-            assert wait_until_ready(fleet, url, workers=1)
-            job = client.submit(MODEL, {"type": "gguf", "quantization": "Q4_K_M"})
-            path = f"/v1/quantization/jobs/{job['id']}"
-            while client.job(job["id"])["status"] == "queued":
-                time.sleep(0.05)
-            busy = measure(url, path, count)
-            assert client.job(job["id"])["status"] == "running", "the job ended before the measurement"
-            client.cancel(job["id"])
-            while client.job(job["id"])["status"] == "running":
-                time.sleep(0.1)
-            idle = measure(url, path, count)
+    with running_bitmill() as bitmill:
+        client = bitmill.client
+        job = client.submit(MODEL, {"type": "gguf", "quantization": "Q4_K_M"})
+        path = f"/v1/quantization/jobs/{job['id']}"
+        while client.job(job["id"])["status"] == "queued":
+            time.sleep(0.05)
+        busy = measure(bitmill.url, path, count)
+        assert client.job(job["id"])["status"] == "running", "the job ended before the measurement"
+        client.cancel(job["id"])
+        while client.job(job["id"])["status"] == "running":
+            time.sleep(0.1)
+        idle = measure(bitmill.url, path, count)
     rows = []
     for name, values in (("while the job runs", busy), ("idle", idle)):
         ordered = sorted(values)

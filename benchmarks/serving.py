@@ -14,10 +14,9 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,13 +24,12 @@ from typing import Any, Final
 import httpx
 from load import MAX_TOKENS, Measured, Server, measure, percentile
 from measured import ROOT
+from running import Bitmill, running_bitmill
 
-from app.cli.launch import free_port, running_fleet, wait_until_ready
-from app.client import BitmillClient
+from app.cli.launch import free_port
 from app.settings import Settings
 from tests.fakes.installation import end
 
-MODEL: Final = "demo/smollm2-135m-instruct"
 SLOTS: Final = 16
 CONTEXT: Final = 512
 LEVELS: Final = (1, 8, 16, 32)
@@ -124,16 +122,6 @@ def _problem(url: str) -> str | None:
     return None if status == httpx.codes.OK else f"status {status}"
 
 
-def quantize(client: BitmillClient, method: dict[str, Any]) -> str:
-    job = client.submit(MODEL, method)
-    for _ in client.follow(job["id"]):
-        continue
-    done = client.job(job["id"])
-    assert done["status"] == "succeeded", done["error"]
-    name: str = done["quantized_model"]
-    return name
-
-
 def folder_of(settings: Settings, name: str) -> Path:
     from app.persistence.artifacts import ArtifactRepository
     from app.persistence.unit_of_work import Database
@@ -195,35 +183,35 @@ def show(row: dict[str, Any]) -> None:
 class Bench:
     """One running Bitmill, and what it is compared with."""
 
-    def __init__(self, settings: Settings, url: str, client: BitmillClient, *, quick: bool) -> None:
-        self.settings = settings
-        self.url = url
-        self.client = client
+    def __init__(self, bitmill: Bitmill, *, quick: bool) -> None:
+        self.bitmill = bitmill
+        self.settings = bitmill.settings
+        self.client = bitmill.client
         self.levels = QUICK_LEVELS if quick else LEVELS
         self.rounds = 2
 
     def beside_bare(self, case: Case) -> Iterator[dict[str, Any]]:
-        name = quantize(self.client, case.method)
+        name = self.bitmill.quantize(case.method)
         self.client.deploy(name, engine=case.engine, slots=SLOTS, context_length=CONTEXT)
         folder, port = folder_of(self.settings, name), free_port()
         command = case.command(folder, port, self.settings)
         with bare_server(command, port, self.settings.data_folder / "bare.log") as url:
             theirs = httpx.get(f"{url}/v1/models").json()["data"]
             bare = str(folder) if case.engine != "llama_cpp" else theirs[0]["id"]
-            for row in compare(Server(self.url, name), Server(url, bare), self.levels, self.rounds):
+            for row in compare(Server(self.bitmill.url, name), Server(url, bare), self.levels, self.rounds):
                 yield {"engine": case.engine, "artifact": label(case.method), "peer": "bare", **row}
         self.client.undeploy(name)
 
     def beside_serial(self, case: Case) -> Iterator[dict[str, Any]]:
-        name = quantize(self.client, case.method)
-        other = quantize(self.client, SERIAL[case.method["type"]])
+        name = self.bitmill.quantize(case.method)
+        other = self.bitmill.quantize(SERIAL[case.method["type"]])
         self.client.deploy(name, engine=case.engine, slots=SLOTS, context_length=CONTEXT)
         file, port = folder_of(self.settings, other) / "model.gguf", free_port()
         options = ["--model", str(file), "--n_ctx", str(CONTEXT), "--n_threads", str(kept_threads(self.settings))]
         command = [sys.executable, "-m", "llama_cpp.server", *options, "--host", "127.0.0.1", "--port", str(port)]
         with bare_server(command, port, self.settings.data_folder / "serial.log") as url:
             # Streams of the serial server interrupt each other by design: whole answers are compared.
-            for row in compare(Server(self.url, name), Server(url, other), (16,), self.rounds, (False,)):
+            for row in compare(Server(self.bitmill.url, name), Server(url, other), (16,), self.rounds, (False,)):
                 yield {"engine": case.engine, "artifact": label(case.method), "peer": "serial", **row}
         self.client.undeploy(name)
 
@@ -240,18 +228,12 @@ def main() -> None:
     parser.add_argument("--engine", action="append", help="only this engine; may be repeated")
     parser.add_argument("--engines-folder", type=Path, default=ROOT / "bitmill-data" / "engines", help="where vLLM is")
     arguments = parser.parse_args()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        os.environ["BITMILL_ENGINES_DIR"] = str(arguments.engines_folder)
-        settings, port = Settings(data_dir=folder), free_port()
-        fleet = stack.enter_context(running_fleet(settings, "127.0.0.1", port, 1))
-        url = f"http://127.0.0.1:{port}"
-        assert wait_until_ready(fleet, url, workers=1)
-        client = stack.enter_context(BitmillClient(url))
-        there = {view["id"] for view in client.engines() if view["available"]}
+    os.environ["BITMILL_ENGINES_DIR"] = str(arguments.engines_folder)
+    rows = []
+    with running_bitmill() as bitmill:
+        there = {view["id"] for view in bitmill.client.engines() if view["available"]}
         wanted = there & set(arguments.engine or there)
-        bench = Bench(settings, url, client, quick=arguments.quick)
-        rows = []
+        bench = Bench(bitmill, quick=arguments.quick)
         for case in (case for case in CASES if case.engine in wanted):
             comparisons = [bench.beside_bare(case)]
             if case.method["type"] in SERIAL and case.engine != "vllm":

@@ -13,22 +13,17 @@ import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import psutil
-from measured import ROOT  # noqa: F401 -- makes the repository importable
+from running import running_bitmill
 
-from app.cli.launch import Fleet, free_port, running_fleet, wait_until_ready
-from app.client import BitmillClient
-from app.settings import Settings
+from app.cli.launch import Fleet
 
-MODEL: Final = "demo/smollm2-135m-instruct"
 METHODS: Final[tuple[dict[str, Any], ...]] = (
     {"type": "gguf", "quantization": "Q4_K_M"},
     {"type": "none", "dtype": "bf16"},
@@ -127,14 +122,6 @@ def growth(samples: list[tuple[float, int]]) -> float:
     return statistics.median(size for _, size in last) / statistics.median(size for _, size in middle)
 
 
-def quantize(client: BitmillClient) -> list[str]:
-    jobs = [client.submit(MODEL, method)["id"] for method in METHODS]
-    for job in jobs:
-        for _ in client.follow(job):
-            continue
-    return [str(client.job(job)["quantized_model"]) for job in jobs]
-
-
 def main() -> None:
     # Ended from outside it still ends the servers that it started.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -143,18 +130,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two minutes")
     arguments = parser.parse_args()
     minutes = 2.0 if arguments.quick else arguments.minutes
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder))
-        with running_fleet(settings, "127.0.0.1", port, 1) as fleet, BitmillClient(url) as client:
-            assert wait_until_ready(fleet, url, workers=1)
-            soak = Soak(url, quantize(client), time.monotonic() + 60 * minutes)
-            asyncio.run(soak.run(fleet))
-            processes = [psutil.Process(role.process.pid) for role in fleet.roles if role.process is not None]
-            processes += [child for process in processes for child in process.children(recursive=True)]
-            metrics = httpx.get(f"{url}/v1/deployments").json()["data"]
-        orphans = [process.pid for process in processes if process.is_running()]
+    with running_bitmill() as bitmill:
+        names = [bitmill.quantize(method) for method in METHODS]
+        soak = Soak(bitmill.url, names, time.monotonic() + 60 * minutes)
+        asyncio.run(soak.run(bitmill.fleet))
+        processes = [psutil.Process(role.process.pid) for role in bitmill.fleet.roles if role.process is not None]
+        processes += [child for process in processes for child in process.children(recursive=True)]
+        metrics = httpx.get(f"{bitmill.url}/v1/deployments").json()["data"]
+    orphans = [process.pid for process in processes if process.is_running()]
     rows = [
         {"process": name, "samples": len(samples), "last_bytes": samples[-1][1], "growth": growth(samples)}
         for name, samples in soak.memory.items()

@@ -37,6 +37,7 @@ def list_deployments(connect: Connect) -> None:
 @click.option("--keep-alive", help="How long it stays loaded when idle: seconds, or such as 10m; -1 for ever.")
 @click.option("--pin", "pinned", is_flag=True, help="Never unload it for another; load it when the host starts.")
 @click.option("--speculation", help="ngram, or the name of a draft model.")
+@click.option("--adapter-rank", type=click.IntRange(1, 512), help="Largest rank of adapters to make room for.")
 @click.pass_obj
 def load(connect: Connect, /, model: str, speculation: str | None, **options: Any) -> None:
     """Load MODEL with these options, which are kept for later loads too."""

@@ -87,6 +87,22 @@ def _sliding(config: Mapping[str, Any], layers: int) -> dict[str, int]:
     return {"sliding_layers": count, "window": window}
 
 
+def adapter_bytes(config: Mapping[str, Any], rank: int) -> int:
+    """Of a low-rank adapter beside the seven matrices of every layer, in 16 bits; 0 where the file says too little.
+
+    A matrix (out, in) gets two, (rank, in) and (out, rank): https://arxiv.org/abs/2106.09685, §4.1.
+    """
+    config = config.get("text_config") or config
+    if attention_shape(config) is None:
+        return 0
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head_size = int(config.get("head_dim") or hidden // heads)
+    queries, keys = heads * head_size, int(config.get("num_key_value_heads") or heads) * head_size
+    wide = int(config.get("intermediate_size") or 4 * hidden)
+    widths = 2 * (hidden + queries) + 2 * (hidden + keys) + 3 * (hidden + wide)
+    return int(config["num_hidden_layers"] * widths * rank * 2)
+
+
 def attention_shape_of_gguf(keys: Mapping[str, Any]) -> AttentionShape | None:
     """From a GGUF file's keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. None: not enough."""
     prefix = keys.get("general.architecture")

@@ -75,6 +75,7 @@ class DeploymentOptions(BaseModel, extra="forbid", frozen=True):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     speculation: Speculation | None = None
     remote: RemoteModel | None = None
+    adapter_rank: int | None = Field(default=None, ge=1, le=512)
     keep_alive: KeepAlive | None = None
     pinned: bool = False
 

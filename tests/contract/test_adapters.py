@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from app.domain.errors import IncompatibleModel, InvalidParameter, ModelNotFound
+from tests.fakes.adapters import random_adapter
 from tests.fakes.models import tiny_model
 from workers.serving.batching.adapters import Adapters, LowRank, read_adapter
 from workers.serving.batching.generator import BatchedGenerator
@@ -29,26 +30,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model("LlamaForCausalLM", tmp_path_factory.mktemp("base"))
 
 
-def save_adapter(base: Path, folder: Path, seed: int, **options: object) -> Path:
-    """Random matrices, strong enough to change what is written."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", **options)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("adapters")
-    return {name: save_adapter(base, folder / name, seed) for seed, name in enumerate(("first", "second"))}
+    return {name: random_adapter(base, folder / name, seed) for seed, name in enumerate(("first", "second"))}
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +141,13 @@ def test_an_unknown_adapter_is_named(generator: BatchedGenerator) -> None:
 def test_an_adapter_of_another_model_is_refused(generator: BatchedGenerator, tmp_path: Path) -> None:
     other = tiny_model("LlamaForCausalLM", tmp_path / "other", num_hidden_layers=4)
     with pytest.raises(InvalidParameter, match=r"layers\.[23]\."):
-        generator.adapters.load("other", save_adapter(other, tmp_path / "adapter", 3))
+        generator.adapters.load("other", random_adapter(other, tmp_path / "adapter", 3))
 
 
 def test_what_is_more_than_low_rank_matrices_is_refused(
     generator: BatchedGenerator, base: Path, tmp_path: Path
 ) -> None:
-    folder = save_adapter(base, tmp_path / "dora", 3)
+    folder = random_adapter(base, tmp_path / "dora", 3)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(IncompatibleModel, match="use_dora is True"):

@@ -75,6 +75,22 @@ def test_perplexity_of_safetensors_equals_transformers_own_loss(
     assert card.perplexity.value == pytest.approx(math.exp(np.mean(losses)), abs=5e-4 * card.perplexity.value)
 
 
+@pytest.fixture
+def stored_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp computes on the weights as they lie in the file, as it does for our scorer."""
+    from llama_cpp import llama_cpp
+
+    default = llama_cpp.llama_model_default_params
+
+    def params() -> Any:
+        given = default()
+        given.use_extra_bufts = False
+        return given
+
+    monkeypatch.setattr(llama_cpp, "llama_model_default_params", params)
+
+
+@pytest.mark.usefixtures("stored_layout")
 @pytest.mark.parametrize("quantization", ["F16", "Q8_0", "Q4_K_M"])
 def test_perplexity_of_gguf_equals_llama_cpps_high_level_interface(
     quantization: str, checkpoint: Checkpoint, settings: Settings, tmp_path: Path

@@ -22,7 +22,7 @@ class FakeEngine(Engine):
         formats=frozenset(ArtifactFormat),
         devices=frozenset({Device.CPU}),
         requires={},
-        adapters_path="/adapters",
+        stacked_adapters=8,
     )
 
     def __init__(self, folder: Path, *, gated: bool = False) -> None:

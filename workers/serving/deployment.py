@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
@@ -178,14 +177,9 @@ class Deployment:
 
     async def _load_adapter(self, adapter: ServedAdapter) -> None:
         running = await self.ready()
-        path = self.engine.spec.adapters_path
-        if path is None:
-            raise EngineFailed(
-                f"{self.name!r} is loaded on the engine {self.engine.spec.name!r}, which takes no adapters; deploy "
-                f"it with engine 'transformers'"
-            )
+        self.engine.require_adapter(self.options, adapter.folders)
         async with self._telling:
-            await tell(running, "POST", path, {"name": adapter.name, "folders": list(map(str, adapter.folders))})
+            await tell(running, self.engine.load_adapter(adapter.name, adapter.folders))
         log.info("loaded %s beside %s", adapter.name, self.name)
 
     async def drop(self, name: str) -> bool:
@@ -196,7 +190,7 @@ class Deployment:
         await asyncio.wait({held.loading})
         async with self._telling:
             if name not in self.adapters:  # else it is wanted again, and stays
-                await tell(self.running, "DELETE", f"{self.engine.spec.adapters_path}/{quote(name, safe='')}")
+                await tell(self.running, self.engine.unload_adapter(name))
         return True
 
     async def stop(self) -> None:

@@ -14,7 +14,7 @@ from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import Engine, EngineOptions, Guessing, RemoteAddress
 from workers.serving.engines.registry import choose_engine, load_engine
 from workers.serving.machine import Machine
-from workers.serving.sizing import estimate_memory
+from workers.serving.sizing import estimate_memory, largest_rank
 
 # Options that every engine takes; the others stand in the engine's spec.
 COMMON = frozenset({"engine", "context_length", "slots", "threads", "keep_alive", "pinned"})
@@ -55,7 +55,7 @@ class EnginePlanner:
         wanted = model.options.engine
         return choose_engine(
             model.format, model.method, device, self.settings, wanted=wanted, measured=measured,
-            for_adapter=model.adapter is not None,
+            adapters=len(model.adapter.folders) if model.adapter else 0,
         )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def engine_options(model: ServedModel, settings: Settings) -> EngineOptions:
         dtype=asked.dtype,
         speculation=guessing,
         remote=_remote(asked, settings),
+        adapter_rank=asked.adapter_rank or (largest_rank(model.adapter.folders) if model.adapter else 0),
     )
 
 

@@ -12,13 +12,13 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
 import psutil
 
 from app.domain.errors import EngineFailed
-from workers.serving.engines.base import Address, EngineProcess
+from workers.serving.engines.base import Address, EngineProcess, Told
 
 log = logging.getLogger(__name__)
 
@@ -174,15 +174,17 @@ class RunningEngine:
             return None
 
 
-async def tell(running: Running, method: str, path: str, body: dict[str, Any] | None = None) -> None:
-    """Says something to an engine that is no client's request. Raises EngineFailed."""
+async def tell(running: Running, told: Told) -> None:
+    """Raises EngineFailed where the engine does not do it."""
+    what = f"{told.method} {told.path}"
     try:
         async with httpx.AsyncClient(timeout=TOLD_SECONDS, trust_env=False) as client:
-            answer = await client.request(method, running.url(path), json=body, headers=running.headers)
+            url, headers = running.url(told.path), running.headers
+            answer = await client.request(told.method, url, json=told.body, headers=headers)
     except httpx.TransportError as error:
-        raise EngineFailed(f"the engine did not take {method} {path}: {error!r}") from error
+        raise EngineFailed(f"the engine did not take {what}: {error!r}") from error
     if answer.is_error:
-        raise EngineFailed(f"the engine refused {method} {path}: {answer.text[:500]}")
+        raise EngineFailed(f"the engine refused {what}: {answer.text[:500]}")
 
 
 def log_name(model: str) -> str:

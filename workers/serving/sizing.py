@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,9 @@ def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> M
     return MemoryEstimate(
         weights_bytes=weights + (engine.weights_bytes(draft) if draft else 0),
         cache_bytes=_cache_bytes(shape, options, artifact) if shape else 0,
-        runtime_bytes=engine.runtime_bytes(artifact) + (shape.scratch_bytes if shape else 0),
+        runtime_bytes=engine.runtime_bytes(artifact)
+        + engine.adapters_bytes(artifact, options)
+        + (shape.scratch_bytes if shape else 0),
     )
 
 
@@ -58,6 +61,12 @@ def _bytes_per_value(artifact: Path, dtype: str | None) -> int:
 def stored_bytes(artifact: Path) -> int:
     """The size of an artifact's weights on disk."""
     return sum(path.stat().st_size for pattern in WEIGHTS for path in artifact.glob(pattern))
+
+
+def largest_rank(adapter_folders: Iterable[Path]) -> int:
+    """Of adapters in peft's format; 0 where they are not there, which the engine that is told to load them will say."""
+    configs = [folder / "adapter_config.json" for folder in adapter_folders]
+    return max((json.loads(config.read_text())["r"] for config in configs if config.is_file()), default=0)
 
 
 def read_shape(artifact: Path) -> AttentionShape | None:

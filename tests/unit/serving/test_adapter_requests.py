@@ -5,35 +5,24 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.persistence.artifacts import ArtifactRepository
-from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
+from tests.fakes.adapters import adapter_row
 from tests.fakes.engine import FakeEngine
 from tests.unit.serving.conftest import MODEL
 from tests.unit.serving.test_host import error_of, post
+from workers.serving.engines.base import Told
 from workers.serving.pool import ModelPool
 from workers.serving.process import Running, tell
 
 FIRST, SECOND = f"ft:{MODEL}:bitmill::00000001", f"ft:{MODEL}:bitmill::00000002"
-
-
-def adapter_row(name: str, method: dict[str, Any], *, source: str) -> ArtifactRow:
-    return ArtifactRow(
-        id=f"artifact-{time.time_ns()}", name=name, kind=ArtifactKind.FINE_TUNED, format=ArtifactFormat.ADAPTER,
-        source=source, method=method, source_fingerprint="f" * 64, key="k" * 64, versions={}, size_bytes=1,
-        parameter_count=1, bits_per_weight=1.0, tensor_types={}, manifest_sha256="m" * 64, created_at=time.time(),
-        path=name[-8:],
-    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -117,11 +106,11 @@ def test_an_adapter_that_is_wanted_while_it_is_taken_off_is_there_in_the_end(
 ) -> None:
     deleting, go_on = threading.Event(), threading.Event()
 
-    async def slow_tell(running: Running, method: str, path: str, body: dict[str, Any] | None = None) -> None:
-        if method == "DELETE":
+    async def slow_tell(running: Running, told: Told) -> None:
+        if told.method == "DELETE":
             deleting.set()
             await asyncio.to_thread(go_on.wait, 10)
-        await tell(running, method, path, body)
+        await tell(running, told)
 
     monkeypatch.setattr("workers.serving.deployment.tell", slow_tell)
     post(host_url, model=FIRST)

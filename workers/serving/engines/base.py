@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
@@ -31,9 +32,10 @@ class EngineSpec:
     `name` is the registry's key; `requires` maps each top-level module to what installs it. `methods` names the
     quantization methods that it loads on a device: without an entry all of its formats. `options` are the
     deployment options that it takes beyond context length, slots and threads, `without` those of these three that it
-    does not take. `runtime_bytes` is what a process of it takes beside weights and cache. `adapters_path` is where it
-    is told to load an adapter beside a running model, None where it takes none. `contract` says which requests it
-    takes, and `dialect` is the key of what makes good where its server differs from OpenAI's.
+    does not take. `runtime_bytes` is what a process of it takes beside weights and cache. `stacked_adapters` is how
+    many adapters it lays over each other beside a running model, for one that was trained on another's result; 0
+    where it takes none. `contract` says which requests it takes, and `dialect` is the key of what makes good where
+    its server differs from OpenAI's.
     """
 
     name: str
@@ -45,7 +47,7 @@ class EngineSpec:
     without: frozenset[str] = frozenset()
     runtime_bytes: int = 0
     contract: EngineContract = field(default_factory=EngineContract)
-    adapters_path: str | None = None
+    stacked_adapters: int = 0
     dialect: str = "openai"
 
     def view(self) -> dict[str, Any]:
@@ -73,7 +75,10 @@ class Guessing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How a model is loaded. `threads` 0 and `dtype` None let the engine choose."""
+    """How a model is loaded. `threads` 0 and `dtype` None let the engine choose.
+
+    `adapter_rank` is the largest rank of the adapters that it is to make room for, 0 where none are expected.
+    """
 
     public_name: str
     context_length: int
@@ -82,6 +87,7 @@ class EngineOptions:
     dtype: str | None = None
     speculation: Guessing | None = None
     remote: RemoteAddress | None = None
+    adapter_rank: int = 0
 
     @property
     def cache_tokens(self) -> int:
@@ -121,6 +127,15 @@ class EngineProcess:
     upstream_model: str
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a running engine is told that is no client's request."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+
+
 class Engine(ABC):
     spec: ClassVar[EngineSpec]
     # Where a running engine tells how full its cache is, if it does.
@@ -153,6 +168,27 @@ class Engine(ABC):
     def runtime_bytes(self, artifact: Path) -> int:
         """What a process takes beside weights and cache."""
         return self.spec.runtime_bytes
+
+    def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
+        """What it sets aside for adapters as it starts."""
+        return 0
+
+    def require_adapter(self, options: EngineOptions, folders: tuple[Path, ...]) -> None:
+        """Raises EngineFailed where a model that was loaded with these options cannot have the adapter beside it."""
+        stacked = self.spec.stacked_adapters
+        if len(folders) > stacked:
+            takes = f"lays at most {stacked} over its base" if stacked else "takes none"
+            raise EngineFailed(
+                f"the engine {self.spec.name!r} on which the adapter's base is loaded {takes}; deploy the base with "
+                f"engine 'transformers'"
+            )
+
+    def load_adapter(self, name: str, folders: tuple[Path, ...]) -> Told:
+        """What loads an adapter, which lies in peft's format in the folders, beside the running model."""
+        return Told("POST", "/adapters", {"name": name, "folders": list(map(str, folders))})
+
+    def unload_adapter(self, name: str) -> Told:
+        return Told("DELETE", f"/adapters/{quote(name, safe='')}")
 
     @abstractmethod
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess | RemoteAddress:

@@ -48,12 +48,12 @@ def choose_engine(
     *,
     wanted: str | None,
     measured: Mapping[str, float] = NOTHING_MEASURED,
-    for_adapter: bool = False,
+    adapters: int = 0,
 ) -> Engine:
     """The engine that was asked for, else the first of the table that can.
 
     `measured` has tokens per second of engines that were timed with this model: where several were, the fastest of
-    them comes before the table. `for_adapter` leaves out engines that load no adapters beside a model. Raises
+    them comes before the table. Engines that do not lay so many `adapters` over each other are left out. Raises
     InvalidParameter for an engine that is unknown or cannot load such an artifact, EngineFailed where none is
     installed.
     """
@@ -64,7 +64,7 @@ def choose_engine(
         engine = load_engine(name, settings)
         if not engine.spec.loads(artifact_format, method, device):
             continue
-        if for_adapter and engine.spec.adapters_path is None:
+        if adapters > engine.spec.stacked_adapters:
             continue
         try:
             engine.check_environment()

@@ -44,7 +44,7 @@ class TransformersEngine(Engine):
         options=frozenset({"dtype"}),
         runtime_bytes=RUNTIME_BYTES["transformers"],
         contract=TRANSFORMERS,
-        adapters_path="/adapters",
+        stacked_adapters=8,
     )
     cache_usage_path = "/cache_usage"
 

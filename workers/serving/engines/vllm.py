@@ -14,17 +14,22 @@ from typing import Any, Final
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
-from app.domain.memory import RUNTIME_BYTES
+from app.domain.memory import RUNTIME_BYTES, adapter_bytes
 from workers.serving.contract.capabilities import VLLM
-from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec
+from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec, Told
 from workers.serving.engines.vllm_install import MARKER
-from workers.serving.sizing import read_shape
+from workers.serving.sizing import largest_rank, read_shape
 
 GIB: Final = 1024**3
 # Trainings whose whole models, with adapters merged into them, have plain weights of 16 bits.
 TRAINED: Final = frozenset({"full", "lora", "qlora"})
 # gptq's layout is also what hqq and autoround write.
 ANYWHERE: Final = TRAINED | {"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"}
+# The ranks that it can make room for; of how many adapters one batch may have requests; and how many it keeps in the
+# machine's memory, so that they need not be read again.
+RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
+ADAPTERS_AT_ONCE: Final = 4
+ADAPTERS_KEPT: Final = 16
 # What a chat template contains, and the parser that reads the calls of models with such a template.
 TOOL_PARSERS: Final = {
     "<tool_call>": "hermes",
@@ -42,10 +47,11 @@ class VllmEngine(Engine):
         requires={},
         # No CPU kernels exist for bitsandbytes' and the 4-bit floating-point layouts.
         methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4"}},
-        options=frozenset({"dtype", "speculation"}),
+        options=frozenset({"dtype", "speculation", "adapter_rank"}),
         without=frozenset({"threads"}),  # it binds its own to the cores that it may use
         runtime_bytes=RUNTIME_BYTES["vllm"],
         contract=VLLM,
+        stacked_adapters=1,
     )
     cache_usage_path = "/metrics"
 
@@ -67,6 +73,26 @@ class VllmEngine(Engine):
         found = re.search(r"^vllm:kv_cache_usage_perc\{[^}]*\} (\S+)$", answer, flags=re.MULTILINE)
         return float(found[1]) if found else None
 
+    def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
+        config = json.loads((artifact / "config.json").read_text())
+        return ADAPTERS_AT_ONCE * adapter_bytes(config, _room_for_rank(options))
+
+    def require_adapter(self, options: EngineOptions, folders: tuple[Path, ...]) -> None:
+        super().require_adapter(options, folders)
+        rank = largest_rank(folders)
+        if rank > _room_for_rank(options):
+            has = f"ranks up to {_room_for_rank(options)}" if options.adapter_rank else "none"
+            raise EngineFailed(
+                f"the adapter's base is loaded with room for adapters of {has}, and this one has rank {rank}; deploy "
+                f"the base with `adapter_rank` {rank}"
+            )
+
+    def load_adapter(self, name: str, folders: tuple[Path, ...]) -> Told:
+        return Told("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folders[0])})
+
+    def unload_adapter(self, name: str) -> Told:
+        return Told("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         python = self.folder / "bin" / "python"
         flags = {
@@ -87,9 +113,14 @@ class VllmEngine(Engine):
             flags["--gpu-memory-utilization"] = "0.01"
         if options.speculation is not None:
             flags["--speculative-config"] = json.dumps(_speculative(options))
+        if options.adapter_rank:
+            flags["--max-lora-rank"] = str(_room_for_rank(options))
+            flags["--max-loras"] = str(ADAPTERS_AT_ONCE)
+            flags["--max-cpu-loras"] = str(ADAPTERS_KEPT)
         argv = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
         argv += [part for pair in flags.items() for part in pair] + _tool_flags(artifact)
         argv.append("--disable-uvicorn-access-log")
+        argv += ["--enable-lora"] if options.adapter_rank else []
         return EngineProcess(
             argv=argv,
             environment=self._environment(address, cache_bytes, on_cpu=on_cpu),
@@ -102,6 +133,8 @@ class VllmEngine(Engine):
         return {
             "VLLM_API_KEY": address.api_key,
             "VLLM_NO_USAGE_STATS": "1",
+            # It listens on loopback, and only the serving host has the key: nobody else can tell it to.
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "HF_HUB_OFFLINE": "1",
             # What it compiles at a model's first load makes the next load quick.
             "VLLM_CACHE_ROOT": str(self.settings.cache_folder / "vllm"),
@@ -113,6 +146,17 @@ class VllmEngine(Engine):
     def _installed(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / MARKER).read_text())
         return found
+
+
+def _room_for_rank(options: EngineOptions) -> int:
+    """The smallest rank that it knows and that is enough. Raises EngineFailed."""
+    enough = [rank for rank in (0, *RANKS) if rank >= options.adapter_rank]
+    if not enough:
+        raise EngineFailed(
+            f"an adapter of rank {options.adapter_rank} is beyond the {RANKS[-1]} of the engine 'vllm'; deploy its "
+            f"base with engine 'transformers'"
+        )
+    return enough[0]
 
 
 def _context_length(artifact: Path, options: EngineOptions) -> int:
