@@ -30,8 +30,9 @@ from app.cli.launch import free_port
 from app.settings import Settings
 from tests.fakes.installation import end
 
-SLOTS: Final = 16
-CONTEXT: Final = 512
+# As many as clients at most: the library's own server of transformers has no bound.
+SLOTS: Final = 32
+CONTEXT: Final = 1024
 LEVELS: Final = (1, 8, 16, 32)
 QUICK_LEVELS: Final = (1, 16)
 # How many answers are measured at each level.
