@@ -14,6 +14,8 @@ LEFT, RIGHT, TOP, BOTTOM = 74, 24, 18, 52
 LABEL_PIXELS: Final = 12
 # Of the page's font at that size, rather too wide than too narrow.
 CHARACTER_PIXELS: Final = 6.9
+# Kept free on either side of a label.
+LABEL_GAP: Final = 3.0
 TICKS: Final = 6
 BAR_PIXELS: Final = 26
 # Degrees clockwise from the right, in which labels are looked for: beside a dot first.
@@ -129,13 +131,13 @@ def _labels(labels: Sequence[str], places: Sequence[tuple[float, float]]) -> lis
         box = place_label(label, x, y, taken)
         taken.append(box)
         parts.append(_leader(box, x, y))
-        parts.append(_text(box.left, box.bottom - 3, label, "start", "label"))
+        parts.append(_text(box.left + LABEL_GAP, box.bottom - 3, label, "start", "label"))
     return parts
 
 
 def place_label(label: str, x: float, y: float, taken: Sequence[Box]) -> Box:
     """The nearest free place around a dot; outside of the frame, or over another, only where there is no other."""
-    width, height = len(label) * CHARACTER_PIXELS, LABEL_PIXELS + 3.0
+    width, height = len(label) * CHARACTER_PIXELS + 2 * LABEL_GAP, LABEL_PIXELS + 3.0
     candidates = []
     for distance in range(10, 240, 12):
         for angle in ANGLES:
