@@ -146,7 +146,8 @@ def place_label(label: str, x: float, y: float, taken: Sequence[Box]) -> Box:
             candidates.append(
                 Box(middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2)
             )
-    free = [box for box in candidates if box.is_inside(FRAME) and not any(box.overlaps(other) for other in taken)]
+    frame = Box(FRAME.left - LABEL_GAP, FRAME.top, FRAME.right + LABEL_GAP, FRAME.bottom)
+    free = [box for box in candidates if box.is_inside(frame) and not any(box.overlaps(other) for other in taken)]
     return next((box for box in free if not _is_crossed(box, x, y, taken)), next(iter(free), candidates[0]))
 
 
