@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -58,7 +59,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # The server listens only after this: whoever finds it healthy finds the model loaded and warm.
     app.state.generator.start()
     await app.state.generator.warm_up()
+    give_back_freed_memory()
     yield
+
+
+def give_back_freed_memory() -> None:
+    """Kernels that rearrange weights at their first use need a second copy meanwhile, which glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 async def cache_usage(request: Request) -> float:

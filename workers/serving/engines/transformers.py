@@ -91,6 +91,9 @@ class TransformersEngine(Engine):
                 "HF_HUB_DISABLE_TELEMETRY": "1",
                 # Threads that spin while they wait starve every other process of the machine.
                 "OMP_WAIT_POLICY": "passive",
+                # oneDNN keeps what it compiled for each number of tokens in a batch, 1,024 such by default, with a
+                # buffer each: gigabytes for LLM.int8(), and no faster.
+                "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
             },
             health_path="/health",
             upstream_model=options.public_name,
