@@ -12,10 +12,10 @@ import pytest
 
 from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.deployments import DeploymentRepository
 from app.persistence.schema import migrate
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
-from tests.contract.openai_api.conftest import serve_on
 from tests.fakes.adapters import adapter_row, random_adapter
 from tests.fakes.checkpoints import tiny_llama
 from tests.fakes.openai_requests import ENGINES, ENGINES_FOLDER, PROMPT
@@ -80,7 +80,8 @@ def host(
         with database.transaction() as session:
             row = adapter_row(name, {"type": "lora", "base": BASE}, source=BASE, path=folder.name)
             ArtifactRepository(session).add(row)
-    serve_on(database, BASE, request.param)
+    with database.transaction() as session:
+        DeploymentRepository(session).put(BASE, {"engine": request.param, "dtype": "float32"})
     database.close()
     with running_host(settings) as url:
         yield url
@@ -121,7 +122,7 @@ def test_a_base_without_room_says_how_to_deploy_it(client: openai.OpenAI, host: 
     (view,) = httpx.get(f"{host}/v1/deployments").json()["data"]
     engine = view["engine"]
     httpx.delete(f"{host}/v1/deployments/{BASE}", timeout=60).raise_for_status()
-    serving = {"model": BASE, "engine": engine}
+    serving = {"model": BASE, "engine": engine, "dtype": "float32"}
     httpx.post(f"{host}/v1/deployments", json=serving, timeout=600).raise_for_status()
     if "adapter_rank" not in load_engine(engine, Settings()).spec.options:
         assert answer(client, "ft:first") == expected["ft:first"]
