@@ -44,7 +44,8 @@ def running_host(settings: Settings) -> Iterator[str]:
     try:
         wait_for(url, process)
         yield url
-        engines = [view["pid"] for view in httpx.get(f"{url}/v1/deployments").json()["data"]]
+        views = httpx.get(f"{url}/v1/deployments").json()["data"]
+        engines = [view["pid"] for view in views if view["pid"] is not None]
     finally:
         process.terminate()
         process.wait(timeout=30)

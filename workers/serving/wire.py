@@ -125,7 +125,8 @@ def _error_object(given: Any, status: int, public_name: str) -> dict[str, Any]:
     code = error.get("code")
     return {
         "message": str(error.get("message")),
-        "type": "invalid_request_error" if kind in ERROR_CODES else kind,
+        # vLLM gives the names of classes here.
+        "type": "invalid_request_error" if kind in ERROR_CODES or kind.endswith("Error") else kind,
         "param": error.get("param"),
         # llama.cpp repeats the HTTP status here.
         "code": code if isinstance(code, str) else ERROR_CODES.get(kind, "invalid_request"),

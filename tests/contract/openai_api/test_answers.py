@@ -188,5 +188,7 @@ class TestLogprobs:
             assert [one.top_logprobs for one in given] == [None] * len(given)
             return
         best = [entry for one in given for entry in one.top_logprobs]
-        assert [len(entry) for entry in best] == [2] * 4
+        # The shape maps texts to figures: two tokens that are parts of characters may have the same.
+        assert {len(entry) for entry in best} <= {1, 2}
+        assert sum(len(entry) for entry in best) > 4
         assert [max(entry.values()) for entry in best] >= [logprob for one in given for logprob in one.token_logprobs]

@@ -35,6 +35,8 @@ class Part:
     prompt: int
     edit: Edit
     opening: dict[str, Any] | None = None
+    # Whether output was asked for: where not, an engine may count some all the same.
+    counts_output: bool = True
 
 
 @dataclass(slots=True)
@@ -46,7 +48,7 @@ class Together:
 
     def add(self, part: Part, usage: dict[str, Any]) -> None:
         self.prompts[part.prompt] = usage["prompt_tokens"]
-        self.completion_tokens += usage["completion_tokens"]
+        self.completion_tokens += usage["completion_tokens"] if part.counts_output else 0
 
     def view(self) -> dict[str, int]:
         prompt_tokens = sum(self.prompts.values())

@@ -19,15 +19,17 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from app.domain.errors import ContextLengthExceeded, InvalidParameter, UnsupportedField
+from app.domain.errors import ContextLengthExceeded, InvalidParameter
 from workers.serving.contract.call import Call, check_logit_bias
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest
 from workers.serving.contract.fields import GenerationFields
-from workers.serving.contract.schemas import calls_once, calls_rules, check_grammar, json_rule
+from workers.serving.contract.schemas import check_grammar
 from workers.serving.dialects.base import Dialect, Upstream
 from workers.serving.dialects.choices import Part, ask_streamed, ask_whole
+from workers.serving.dialects.json_messages import answer_grammar
 from workers.serving.dialects.llama_cpp_edits import JsonEdit, TextEdit, chat_edit
+from workers.serving.dialects.templates import TemplateFacts, check_template, has_calls
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -63,8 +65,7 @@ class Refused(Exception):
 class Facts:
     """What a running server says of its model."""
 
-    takes_tools: bool
-    takes_calls: bool
+    template: TemplateFacts
     vocabulary_size: int
 
 
@@ -121,28 +122,18 @@ class LlamaCppDialect(Dialect):
             await self._check_tools(upstream, request)
 
     async def _check_tools(self, upstream: Upstream, request: ChatCompletionRequest) -> None:
-        why = "this model's chat template has no place for"
-        if request.callable_tools and not (await self._known(upstream)).takes_tools:
-            raise UnsupportedField(
-                f"{why} `tools`; leave them out, or use a model that was trained to call them", param="tools"
-            )
-        history = any(message.tool_calls or message.role == "tool" for message in request.messages)
-        if history and not (await self._known(upstream)).takes_calls:
-            raise UnsupportedField(f"{why} calls and their results; leave them out of `messages`", param="messages")
-        if request.callable_tools and request.json_schema is not None:
-            raise UnsupportedField(
-                "the engine 'llama_cpp' cannot honour `response_format` together with tools that may be called; "
-                "leave one of them out, or serve the model from safetensors",
-                param="response_format",
-            )
+        if request.callable_tools or has_calls(request):
+            check_template(request, (await self._known(upstream)).template, engine="llama_cpp")
 
     async def _known(self, upstream: Upstream) -> Facts:
         if upstream.key not in self._facts:
             capabilities = (await upstream.get("/props"))["chat_template_caps"]
             models = await upstream.get("/v1/models")
             self._facts[upstream.key] = Facts(
-                takes_tools=bool(capabilities["supports_tools"]),
-                takes_calls=bool(capabilities["supports_tool_calls"]),
+                template=TemplateFacts(
+                    takes_tools=bool(capabilities["supports_tools"]),
+                    takes_calls=bool(capabilities["supports_tool_calls"]),
+                ),
                 vocabulary_size=models["data"][0]["meta"]["n_vocab"],
             )
         return self._facts[upstream.key]
@@ -156,7 +147,7 @@ async def _parts(upstream: Upstream, call: Call) -> AsyncIterator[Part]:
         return
     assert isinstance(request, ChatCompletionRequest)  # noqa: S101 -- there is no third kind
     if request.json_schema is not None or request.must_call:
-        grammar = _grammar(request)
+        grammar = answer_grammar(request)
         param = "tools" if request.must_call else "response_format"
         await asyncio.to_thread(check_grammar, grammar, param=param)
         async for part in _template_parts(upstream, call, request, grammar=grammar):
@@ -190,14 +181,6 @@ async def _template_parts(
         if request.logprobs:
             body["logprobs"] = max(request.top_logprobs or 0, 1)
         yield Part(COMPLETIONS, body, 0, JsonEdit(request), opening)
-
-
-def _grammar(request: ChatCompletionRequest) -> str:
-    """A list of calls, or an instance of the schema. Which form a model was trained on does not matter here."""
-    if not request.must_call:
-        return f"start: {json_rule(request.json_schema or {})}\n"
-    more = "" if calls_once(request) else '(", " call)*'
-    return f'start: "[" call {more} "]"\n{calls_rules(request)}'
 
 
 def _body(call: Call, request: GenerationFields, choice: int) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from typing import Any
 
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest
 from workers.serving.contract.legacy_logprobs import legacy_logprobs
 from workers.serving.dialects.choices import Edit
+from workers.serving.dialects.json_messages import JsonMessage
 
 
 def chat_edit(request: ChatCompletionRequest) -> Edit:
@@ -38,48 +37,15 @@ class TextEdit:
 
 
 class JsonEdit:
-    """From a completion that is JSON to a message: content, or calls of tools once they are complete."""
+    """From a completion that is JSON to a message."""
 
     def __init__(self, request: ChatCompletionRequest) -> None:
-        self._request = request
-        self._text = ""
+        self._edit = chat_edit(request)
+        self._message = JsonMessage(request)
 
     def __call__(self, choice: dict[str, Any]) -> None:
-        chat_edit(self._request)(choice)
-        text = choice.pop("text")
-        self._text += text
-        message = self._message(text, choice)
-        if message is None:
-            choice.clear()
-            return
-        choice["delta" if self._request.stream else "message"] = message
-
-    def _message(self, text: str, choice: dict[str, Any]) -> dict[str, Any] | None:
-        """None: nothing is to be told by now."""
-        role = {} if self._request.stream else {"role": "assistant", "refusal": None}
-        if not self._request.must_call:
-            return {**role, "content": text} if text else role
-        if choice["finish_reason"] is None:
-            return None
-        calls = None if choice["finish_reason"] == "length" else _calls(self._text)
-        if calls is None:
-            # Cut off, by the limit or a stop string: not a call, but what there is of one.
-            return {**role, "content": self._text}
-        choice["finish_reason"] = "tool_calls"
-        return {**role, "tool_calls": calls} if self._request.stream else {**role, "content": None, "tool_calls": calls}
-
-
-def _calls(text: str) -> list[dict[str, Any]] | None:
-    try:
-        return [_call(index, given) for index, given in enumerate(json.loads(text))]
-    except ValueError:
-        return None
-
-
-def _call(index: int, given: dict[str, Any]) -> dict[str, Any]:
-    arguments = json.dumps(given["arguments"], ensure_ascii=False)
-    function = {"name": given["name"], "arguments": arguments}
-    return {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        self._edit(choice)
+        self._message.put(choice.pop("text"), choice)
 
 
 def entries(choice: dict[str, Any]) -> list[dict[str, Any]]:

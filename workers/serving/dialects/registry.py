@@ -11,6 +11,7 @@ from workers.serving.dialects.base import Dialect
 REGISTRY: Final[dict[str, str]] = {
     "openai": "workers.serving.dialects.base:Dialect",
     "llama_cpp": "workers.serving.dialects.llama_cpp:LlamaCppDialect",
+    "vllm": "workers.serving.dialects.vllm:VllmDialect",
 }
 
 

@@ -52,6 +52,7 @@ class VllmEngine(Engine):
         runtime_bytes=RUNTIME_BYTES["vllm"],
         contract=VLLM,
         stacked_adapters=1,
+        dialect="vllm",
     )
     cache_usage_path = "/metrics"
 
@@ -103,6 +104,8 @@ class VllmEngine(Engine):
             "--max-model-len": str(_context_length(artifact, options)),
             "--max-num-seqs": str(options.slots),
             "--dtype": options.dtype or "auto",
+            # The library that checks grammars here follows them there.
+            "--structured-outputs-config": json.dumps({"backend": "guidance"}),
         }
         on_cpu = self._installed()["device"] == Device.CPU
         cache_bytes = _cache_bytes(artifact, options)
