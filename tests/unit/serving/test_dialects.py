@@ -2,79 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
 from app.domain.errors import BitmillError, ContextLengthExceeded, EngineFailed, InvalidParameter
-from workers.serving.contract.call import parse_call
+from tests.fakes.upstream import USAGE, Reply, Server, chat, failure, text
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.parsing import parse_request
-from workers.serving.dialects.base import DONE, Upstream, event, objects, streamed
+from workers.serving.dialects.base import DONE, event, streamed
 from workers.serving.dialects.llama_cpp import LlamaCppDialect
 from workers.serving.dialects.llama_cpp_edits import JsonEdit
 
 HI = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-Reply = Callable[[dict[str, Any]], httpx.Response]
 
 
-class Key:
-    """Stands for a running engine."""
-
-
-class Server:
-    """`replies` maps each path to what makes its answer of a body. `asked` notes every body by its path."""
-
-    def __init__(self, **replies: Reply) -> None:
-        self.replies = {"/" + path.replace("__", "/").replace("_", "-"): reply for path, reply in replies.items()}
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.opened: list[httpx.Response] = []
-        self.looked_up: list[str] = []
-        self.key = Key()
-
-    async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        self.asked.append((path, body))
-        answer = self.replies[path](body)
-        self.opened.append(answer)
-        return answer
-
-    async def get(self, path: str) -> dict[str, Any]:
-        self.looked_up.append(path)
-        caps = {"supports_tools": True, "supports_tool_calls": True}
-        return {"chat_template_caps": caps, "data": [{"meta": {"n_vocab": 10}}]}
-
-    def ask(self, path: str, dialect: LlamaCppDialect | None = None, **body: Any) -> tuple[int, Any]:
-        """The status and the object, or all objects of a stream."""
-
-        async def read() -> tuple[int, Any]:
-            call = parse_call(path, {"model": "m", **body})
-            answer = await (dialect or LlamaCppDialect()).ask(Upstream(self.key, self.post, self.get), call)
-            if call.streams and answer.status_code < 400:
-                found: Any = [value async for value in objects(answer.aiter_raw())]
-            else:
-                found = json.loads(await answer.aread())
-            await answer.aclose()
-            return answer.status_code, found
-
-        result = asyncio.run(read())
-        assert all(answer.is_closed for answer in self.opened)
-        return result
-
-
-def chat(body: dict[str, Any]) -> httpx.Response:
-    choice = {"index": 0, "message": {"role": "assistant", "content": str(body.get("seed"))}, "finish_reason": "stop"}
-    return httpx.Response(200, json={"id": "x", "choices": [choice], "usage": USAGE})
-
-
-def text(body: dict[str, Any]) -> httpx.Response:
-    choice = {"index": 0, "text": "some text", "logprobs": None, "finish_reason": "stop"}
-    return httpx.Response(200, json={"id": "x", "choices": [choice], "usage": USAGE})
+def ask(server: Server, path: str, dialect: LlamaCppDialect | None = None, **body: Any) -> tuple[int, Any]:
+    return server.ask(path, dialect or LlamaCppDialect(), **body)
 
 
 def text_stream(body: dict[str, Any]) -> httpx.Response:
@@ -90,13 +36,9 @@ def text_stream(body: dict[str, Any]) -> httpx.Response:
     return streamed(events(), close)
 
 
-def failure(status: int, message: str) -> Reply:
-    return lambda body: httpx.Response(status, json={"error": {"code": status, "message": message}})
-
-
 def test_each_choice_is_asked_for_with_a_seed_of_its_own() -> None:
     server = Server(v1__chat__completions=chat)
-    _, answer = server.ask("/v1/chat/completions", messages=HI, n=3, seed=2**32 - 3, max_completion_tokens=7)
+    _, answer = ask(server, "/v1/chat/completions", messages=HI, n=3, seed=2**32 - 3, max_completion_tokens=7)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [choice["message"]["content"] for choice in answer["choices"]] == [str(2**32 - 3), str(2**32 - 2), "0"]
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
@@ -108,7 +50,7 @@ def test_each_choice_is_asked_for_with_a_seed_of_its_own() -> None:
 
 def test_a_stream_of_several_prompts_is_one() -> None:
     server = Server(v1__completions=text_stream)
-    _, events = server.ask("/v1/completions", prompt=["A", "B"], stream=True, echo=True)
+    _, events = ask(server, "/v1/completions", prompt=["A", "B"], stream=True, echo=True)
     texts = {0: "", 1: ""}
     for value in events[:-1]:
         (choice,) = value["choices"]
@@ -123,21 +65,21 @@ def test_a_stream_of_several_prompts_is_one() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refusal_of_one_choice_is_that_of_all(stream: bool) -> None:
     server = Server(v1__chat__completions=failure(400, "too long"))
-    status, answer = server.ask("/v1/chat/completions", messages=HI, n=2, stream=stream)
+    status, answer = ask(server, "/v1/chat/completions", messages=HI, n=2, stream=stream)
     assert (status, answer["error"]["message"]) == (400, "too long")
 
 
 def test_a_stream_whose_later_choice_fails_says_so() -> None:
     replies = iter([text_stream, failure(400, "no more")])
     server = Server(v1__completions=lambda body: next(replies)(body))
-    _, events = server.ask("/v1/completions", prompt=["A", "B"], stream=True, seed=1)
+    _, events = ask(server, "/v1/completions", prompt=["A", "B"], stream=True, seed=1)
     assert events[-1]["error"]["message"] == "no more"
 
     def broken(body: dict[str, Any]) -> httpx.Response:
         raise EngineFailed("it broke off")
 
     replies = iter([text_stream, broken])
-    _, events = server.ask("/v1/completions", prompt=["A", "B"], stream=True, seed=1)
+    _, events = ask(server, "/v1/completions", prompt=["A", "B"], stream=True, seed=1)
     assert events[-1]["error"]["code"] == "engine_failed"
 
 
@@ -148,7 +90,7 @@ def test_a_forced_call_is_generated_from_the_templates_text() -> None:
         return httpx.Response(200, json={"choices": [choice], "usage": USAGE})
 
     server = Server(apply_template=lambda body: httpx.Response(200, json={"prompt": "P"}), v1__completions=called)
-    _, answer = server.ask("/v1/chat/completions", messages=HI, tools=TOOLS, tool_choice="required")
+    _, answer = ask(server, "/v1/chat/completions", messages=HI, tools=TOOLS, tool_choice="required")
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
@@ -168,22 +110,22 @@ def test_an_answer_in_which_calls_cannot_be_found_is_text() -> None:
         apply_template=lambda body: httpx.Response(200, json={"prompt": "P"}),
         v1__completions=text,
     )
-    _, answer = server.ask("/v1/chat/completions", messages=HI, tools=TOOLS)
+    _, answer = ask(server, "/v1/chat/completions", messages=HI, tools=TOOLS)
     assert answer["choices"][0]["message"] == {"role": "assistant", "refusal": None, "content": "some text"}
 
 
 def test_a_failure_stays_one() -> None:
     server = Server(v1__chat__completions=failure(500, "out of memory"))
-    assert server.ask("/v1/chat/completions", messages=HI, tools=TOOLS)[0] == 500
+    assert ask(server, "/v1/chat/completions", messages=HI, tools=TOOLS)[0] == 500
 
 
 def test_what_a_server_says_of_its_model_is_asked_once() -> None:
     server, dialect = Server(v1__chat__completions=chat), LlamaCppDialect()
     for _ in range(2):
-        server.ask("/v1/chat/completions", dialect, messages=HI, logit_bias={"9": 1})
+        ask(server, "/v1/chat/completions", dialect, messages=HI, logit_bias={"9": 1})
     assert server.looked_up == ["/props", "/v1/models"]
     with pytest.raises(InvalidParameter) as raised:
-        server.ask("/v1/chat/completions", dialect, messages=HI, logit_bias={"10": 1})
+        ask(server, "/v1/chat/completions", dialect, messages=HI, logit_bias={"10": 1})
     assert raised.value.param == "logit_bias"
 
 
@@ -196,7 +138,7 @@ def test_what_a_server_says_of_its_model_is_asked_once() -> None:
 )
 def test_embeddings_that_cannot_be(reply: Reply, kind: type[BitmillError], param: str) -> None:
     with pytest.raises(kind) as raised:
-        Server(v1__embeddings=reply).ask("/v1/embeddings", input="A")
+        ask(Server(v1__embeddings=reply), "/v1/embeddings", input="A")
     assert raised.value.param == param
 
 
@@ -206,7 +148,7 @@ def test_embeddings_that_cannot_be(reply: Reply, kind: type[BitmillError], param
 )
 def test_greedy_requests_spare_the_samplers_the_whole_vocabulary(given: dict[str, Any], top_k: int | None) -> None:
     server = Server(v1__chat__completions=chat)
-    server.ask("/v1/chat/completions", messages=HI, **given)
+    ask(server, "/v1/chat/completions", messages=HI, **given)
     assert server.asked[0][1].get("top_k") == top_k
 
 
