@@ -43,8 +43,9 @@ class GgufScorer:
     def _load(self) -> Any:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
-        # Weights stay mapped from the file, in its layout. Where llama.cpp was built for a processor with AMX by a GCC
-        # before 14, whose _tile_loadconfig lets the compiler drop the tiles' configuration, its other layouts crash.
+        # Weights stay mapped from the file, in its layout. Other layouts use AMX where llama.cpp was built for such a
+        # processor, and crash where GCC 12 built it: its _tile_loadconfig lets the tiles' configuration be optimized
+        # away.
         params.use_extra_bufts = False
         model = llama_cpp.llama_model_load_from_file(os.fsencode(self.path), params)
         if not model:
