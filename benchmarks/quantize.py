@@ -1,6 +1,6 @@
 """Seconds and peak memory of methods on the demo model, beside the bare library doing the same work.
 
-`python benchmarks/quantize.py [--quick]`. Each runs in a fresh process; imports are not counted. The aim: at most
+`python benchmarks/quantize.py [--quick] [--method NAME …]`. Each runs in a fresh process; imports are not counted. The aim: at most
 1.05 times the library's seconds, plus 3.
 """
 
@@ -128,7 +128,9 @@ def compare(name: str, source: Path, work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="leave out the methods that take minutes")
-    names = QUICK if parser.parse_args().quick else tuple(PAIRS)
+    parser.add_argument("--method", action="append", choices=PAIRS, help="only this one; may be repeated")
+    given = parser.parse_args()
+    names = given.method or (QUICK if given.quick else tuple(PAIRS))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         source = resolve(MODEL, Settings(data_dir=work / "data"), lambda fraction, stage: None)

@@ -136,6 +136,8 @@ class VllmEngine(Engine):
         return {
             "VLLM_API_KEY": address.api_key,
             "VLLM_NO_USAGE_STATS": "1",
+            # Threads that spin while they wait starve every other process of the machine, its own included.
+            "OMP_WAIT_POLICY": "passive",
             # It listens on loopback, and only the serving host has the key: nobody else can tell it to.
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "HF_HUB_OFFLINE": "1",
