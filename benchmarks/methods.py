@@ -2,7 +2,7 @@
 
 `python benchmarks/methods.py [--quick] [--data DIR]`. Quality is relative to the demo model, whose weights had four
 bits before it was unpacked; its rows of 576 weights also make llama.cpp fall back to larger types than asked for.
-Seconds include the proof. The ratios are to the bfloat16 cast beside it.
+Seconds include the proof. Extras that are not installed are left out. The ratios are to the bfloat16 cast beside it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ METHODS: list[dict[str, Any]] = [
     {"type": "gptq", "bits": 4, "group_size": 64},
     {"type": "awq", "group_size": 64},
     {"type": "qat", "group_size": 64},
+    {"type": "hqq", "group_size": 64},
+    {"type": "autoround", "group_size": 64},
     {"type": "gguf", "quantization": "Q8_0"},
     {"type": "gguf", "quantization": "Q5_K_M"},
     {"type": "gguf", "quantization": "Q4_K_M"},
@@ -40,7 +42,7 @@ METHODS: list[dict[str, Any]] = [
 ]
 # The first job of a model unpacks it too, and measures the original.
 IMPORT = {"type": "none", "dtype": "fp32"}
-SLOW = ("gptq", "awq", "qat")
+SLOW = ("gptq", "awq", "qat", "autoround")
 
 
 def details_of(bitmill: Bitmill, method: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +97,8 @@ def main() -> None:
     chosen = [method for method in METHODS if not (given.quick and method["type"] in SLOW)]
     rows: list[dict[str, Any]] = []
     with running_bitmill(given.data) as bitmill:
+        there = {view["id"] for view in bitmill.client.methods() if view["available"]}
+        chosen = [method for method in chosen if method["type"] in there]
         bitmill.quantize(IMPORT)
         baseline = details_of(bitmill, chosen[0])
         for method in chosen:
