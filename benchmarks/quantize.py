@@ -1,7 +1,7 @@
 """Seconds and peak memory of methods on the demo model, beside the bare library doing the same work.
 
-`python benchmarks/quantize.py [--quick] [--method NAME …]`. Each runs in a fresh process; imports are not counted. The aim: at most
-1.05 times the library's seconds, plus 3.
+`python benchmarks/quantize.py [--quick] [--method NAME …]`. Each runs in a fresh process; imports are not counted. The
+aim: at most 1.05 times the library's seconds, plus 3.
 """
 
 from __future__ import annotations
