@@ -174,7 +174,7 @@ class TestLogprobs:
 
     @pytest.mark.parametrize("top", [0, 2])
     @pytest.mark.parametrize("stream", [False, True])
-    def test_of_completions(self, client: openai.OpenAI, model: str, top: int, stream: bool) -> None:
+    def test_of_completions(self, client: openai.OpenAI, engine: str, model: str, top: int, stream: bool) -> None:
         answer = complete(
             client, model, logprobs=top, temperature=0, max_tokens=4, stream=stream, logit_bias=never_ending()
         )
@@ -188,7 +188,10 @@ class TestLogprobs:
             assert [one.top_logprobs for one in given] == [None] * len(given)
             return
         best = [entry for one in given for entry in one.top_logprobs]
-        # The shape maps texts to figures: two tokens that are parts of characters may have the same.
-        assert {len(entry) for entry in best} <= {1, 2}
-        assert sum(len(entry) for entry in best) > 4
+        if engine == "vllm":
+            # It writes parts of characters as nothing, and a text has one figure however many tokens have it.
+            assert {len(entry) for entry in best} <= {1, 2}
+            assert sum(len(entry) for entry in best) > 4
+        else:
+            assert [len(entry) for entry in best] == [2] * 4
         assert [max(entry.values()) for entry in best] >= [logprob for one in given for logprob in one.token_logprobs]

@@ -20,7 +20,7 @@ from app.domain.errors import ContextLengthExceeded, InvalidParameter
 from workers.serving.contract.call import Call
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest, EmbeddingsRequest
-from workers.serving.contract.fields import GenerationFields
+from workers.serving.contract.fields import GenerationFields, Strict
 from workers.serving.contract.schemas import check_grammar
 from workers.serving.dialects.base import Dialect, Upstream
 from workers.serving.dialects.choices import Edit, Part, ask_streamed, ask_whole
@@ -58,12 +58,14 @@ class VllmDialect(Dialect):
         request = call.request
         if not isinstance(request, GenerationFields) or _passes_unchanged(request):
             return await upstream.post(call.path, call.body)
+        grammar = None
         if isinstance(request, ChatCompletionRequest) and _is_json(request):
+            grammar = answer_grammar(request)
             param = "tools" if request.must_call else "response_format"
-            await asyncio.to_thread(check_grammar, answer_grammar(request), param=param)
+            await asyncio.to_thread(check_grammar, grammar, param=param)
         ask = ask_streamed if request.stream else ask_whole
         # Choices that run beside each other change each other's rounding errors.
-        return await ask(upstream, call, list(_parts(call)), in_turn=request.seed is not None)
+        return await ask(upstream, call, list(_parts(call, grammar)), in_turn=request.seed is not None)
 
     async def _check(self, upstream: Upstream, request: ChatCompletionRequest) -> None:
         if not (request.callable_tools or has_calls(request)):
@@ -164,11 +166,11 @@ def _passes_unchanged(request: GenerationFields) -> bool:
     return not (several_greedy or request.logprobs is not None or _only_scores(request))
 
 
-def _only_scores(request: GenerationFields) -> bool:
+def _only_scores(request: Strict) -> bool:
     return isinstance(request, CompletionRequest) and request.max_tokens == 0
 
 
-def _parts(call: Call) -> Iterator[Part]:
+def _parts(call: Call, grammar: str | None) -> Iterator[Part]:
     request = call.request
     assert isinstance(request, GenerationFields)  # noqa: S101 -- embeddings pass unchanged
     prompts = request.prompts if isinstance(request, CompletionRequest) else [None]
@@ -177,13 +179,14 @@ def _parts(call: Call) -> Iterator[Part]:
             body = {**call.body, "n": 1} | ({} if prompt is None else {"prompt": prompt})
             if request.seed is not None:
                 body["seed"] = request.seed + choice
-            yield _part(call, request, body, number)
+            yield _part(call, body, number, grammar)
 
 
-def _part(call: Call, request: GenerationFields, body: dict[str, Any], number: int) -> Part:
-    if isinstance(request, ChatCompletionRequest) and _is_json(request):
+def _part(call: Call, body: dict[str, Any], number: int, grammar: str | None) -> Part:
+    request = call.request
+    if isinstance(request, ChatCompletionRequest) and grammar is not None:
         body = {name: value for name, value in body.items() if name not in OF_GRAMMARS}
-        body["structured_outputs"] = {"grammar": answer_grammar(request)}
+        body["structured_outputs"] = {"grammar": grammar}
         if request.tools:
             body["tool_choice"] = "none"  # calls are read here, not there; the prompt has the tools all the same
         return Part(call.path, body, number, json_edit(request), OPENING)

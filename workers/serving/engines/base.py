@@ -6,12 +6,13 @@ which uses it, only supervises.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 from app.domain.artifacts import ArtifactFormat
@@ -22,6 +23,7 @@ from app.settings import Settings
 from workers.serving.contract.capabilities import EngineContract
 from workers.serving.sizing import stored_bytes
 
+ANY_NUMBER: Final = sys.maxsize
 API_KEY_VARIABLE = "BITMILL_ENGINE_API_KEY"
 
 

@@ -75,6 +75,8 @@ class VllmEngine(Engine):
         return float(found[1]) if found else None
 
     def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
+        if not options.adapter_rank:
+            return 0
         config = json.loads((artifact / "config.json").read_text())
         return ADAPTERS_AT_ONCE * adapter_bytes(config, _room_for_rank(options))
 
