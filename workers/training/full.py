@@ -17,6 +17,7 @@ from workers.quantization.base import WritingRun
 from workers.quantization.checkpoints.reader import copy_companions
 from workers.quantization.streaming import dtype_entry, write_config
 from workers.training.recipe import Base, Recipe, Written, describe_files, load_base
+from workers.training.rounding import to_bfloat16
 
 
 class Full(Recipe):
@@ -27,6 +28,9 @@ class Full(Recipe):
 
     def save(self, model: Any, base: Base, target: Path, scratch: Path, run: WritingRun) -> Written:
         run.report(0.0, "writing the model")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.data = to_bfloat16(name, parameter)
         model.to(torch.bfloat16).save_pretrained(target, max_shard_size=run.max_shard_bytes)
         (target / GENERATION_CONFIG).unlink(missing_ok=True)
         write_config(base.checkpoint, target, dtype_entry(torch.bfloat16))

@@ -1,7 +1,7 @@
 """Adds an adapter to the weights of its base, tensor by tensor.
 
 The base is read from its own files, in full precision: weights of 4 bits would take the adapter's small changes only
-where they cross half a step. The sum is computed in 32 bits and rounded once.
+where they cross half a step. The sum is computed in 32 bits and rounded once, in a way that keeps small changes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from app.domain.errors import IncompatibleModel, UnsupportedArchitecture
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import WritingRun
 from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, stream
+from workers.training.rounding import to_bfloat16
 
 # https://huggingface.co/docs/peft/developer_guides/checkpoint: names of files and tensors.
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -85,7 +86,7 @@ def merge_adapter(base: Checkpoint, adapter: Path, target: Path, run: WritingRun
         )
 
     def convert(name: str, tensor: torch.Tensor) -> Stored:
-        changed = updates[name].added_to(tensor) if name in updates else tensor
+        changed = to_bfloat16(name, updates[name].added_to(tensor)) if name in updates else tensor
         return kept(name, changed, torch.bfloat16)
 
     conversion = Conversion("merging the adapter", convert, lambda name: [name])

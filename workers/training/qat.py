@@ -21,6 +21,7 @@ from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept
 from workers.training.fake_quantization import STORED, FakeQuantizedLinear, scheme_of
 from workers.training.full import Full
 from workers.training.recipe import Base, Written
+from workers.training.rounding import to_bfloat16
 
 # How reports call the weights: as safetensors does where each code has a byte of its own.
 TYPE_NAMES: Final = {CompressionFormat.pack_quantized: "INT4", CompressionFormat.int_quantized: "I8"}
@@ -53,7 +54,7 @@ class Qat(Full):
         def convert(name: str, tensor: torch.Tensor) -> Stored:
             module = self.linears.module_of(name)
             if module is None:
-                return kept(name, trained.get(name, tensor), STORED)
+                return kept(name, to_bfloat16(name, trained[name]) if name in trained else tensor, STORED)
             codes, found = model.get_submodule(module).grid()
             parts = store_codes(codes.cpu(), found.scale.cpu(), found.zero_point.cpu(), scheme)
             return Stored(TYPE_NAMES[scheme.format], [(f"{module}.{part}", value) for part, value in parts.items()])

@@ -22,6 +22,7 @@ from workers.training.checkpoints import newest
 from workers.training.fake_quantization import STORED, FakeQuantizedLinear, RoundedWeight, scheme_of
 from workers.training.proof import prove_training
 from workers.training.qat import Qat
+from workers.training.rounding import to_bfloat16
 from workers.training.trainer import load_weights
 from workers.training.training import train
 
@@ -49,7 +50,7 @@ def test_a_trained_model_is_stored_as_it_was_trained(
     fake = Qat(request.bitmill).load(base.checkpoint)
     load_weights(fake, newest(tmp_path / "checkpoints"))
     codes = {name: module.grid()[0] for name, module in fake.named_modules() if isinstance(module, FakeQuantizedLinear)}
-    fake = _outside_of_linears(fake, STORED)
+    fake = _outside_of_linears(fake)
     packed = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
     with torch.inference_mode():
         wanted, found = fake.eval()(TOKENS).logits, packed(TOKENS).logits
@@ -61,12 +62,12 @@ def test_a_trained_model_is_stored_as_it_was_trained(
     assert proof.loss < 0.7 * proof.base_loss
 
 
-def _outside_of_linears(model: Any, dtype: torch.dtype) -> Any:
+def _outside_of_linears(model: Any) -> Any:
     """Embeddings, norms and the output head in 16 bits, as they are stored; rounded weights find their grid in 32."""
-    for module in model.modules():
-        if not isinstance(module, FakeQuantizedLinear):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+    rounded = {name for name, module in model.named_modules() if isinstance(module, FakeQuantizedLinear)}
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in rounded:
+            parameter.data = to_bfloat16(name, parameter.data)
     return model
 
 
