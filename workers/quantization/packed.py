@@ -32,6 +32,8 @@ from workers.quantization.streaming import model_dtype
 log = logging.getLogger(__name__)
 
 BATCH: Final = 4
+# A checkpoint takes about a fifth of a second however little there is to keep: small layers share one.
+CHECKPOINT_BYTES: Final = 32 * 1024**2
 
 
 class LayerProgress:
@@ -60,13 +62,13 @@ def quantize_packed(
 ) -> None:
     """Writes the quantized model into `target`. Raises UnsupportedArchitecture.
 
-    `config` is gptqmodel's. A resumable run keeps a checkpoint of every layer and goes on from the last.
+    `config` is gptqmodel's. A resumable run keeps checkpoints between layers and goes on from the last.
     """
     # The other way of packing would compile C++ here and now, for which servers need have no compiler.
     config.pack_impl = "original"
     config.offload_to_disk_path = str(target.parent / "offload")
     run.report(0.0, "loading the model")
-    checkpoint = CheckpointConfig(path=run.checkpoints / "layers") if resumable else None
+    checkpoint = _checkpoints(source, run) if resumable else None
     try:
         model = _quantized(source, target, config, calibration, run, backend, checkpoint)
     except CheckpointError as error:
@@ -76,6 +78,12 @@ def quantize_packed(
     run.report(1.0, "writing the model")
     model.save(str(target), max_shard_size=run.max_shard_bytes)
     _tidy(source, target)
+
+
+def _checkpoints(source: Checkpoint, run: JobRun) -> CheckpointConfig:
+    layer_bytes = source.weight_bytes // source.config["num_hidden_layers"]
+    layers = max(1, CHECKPOINT_BYTES // max(layer_bytes, 1))
+    return CheckpointConfig(path=run.checkpoints / "layers", interval=f"layer:{layers}")
 
 
 def _quantized(

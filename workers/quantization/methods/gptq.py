@@ -1,4 +1,4 @@
-"""GPTQ by gptqmodel, with a checkpoint after each layer where the library can go on from one."""
+"""GPTQ by gptqmodel, with checkpoints between layers where the library can go on from one."""
 
 from __future__ import annotations
 
