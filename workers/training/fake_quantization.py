@@ -83,7 +83,8 @@ class FakeQuantizedLinear(torch.nn.Linear):
         arguments = self.scheme.input_activations
         inputs = RoundedInput.apply(input, arguments) if arguments is not None else input.to(STORED)
         bias = None if self.bias is None else self.bias.to(STORED)
-        return torch.nn.functional.linear(inputs, RoundedWeight.apply(self.weight, self.scheme), bias)
+        product = torch.nn.functional.linear(inputs, RoundedWeight.apply(self.weight, self.scheme), bias)
+        return product.to(input.dtype)
 
     def grid(self) -> tuple[torch.Tensor, Grid]:
         """The codes (out, in) that the weight is rounded to, and what they mean."""

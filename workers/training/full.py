@@ -1,14 +1,14 @@
 """Training of every weight.
 
 Weights, gradients and the optimizer's two moments have 32 bits each on a CPU, 16 bytes per weight; on a GPU the moments
-have 8 bits and may move to the machine's memory, 10 bytes per weight. Products are computed in bfloat16. Weights kept
-in bfloat16 would lose most updates of a small learning rate to rounding.
+have 8 bits and may move to the machine's memory, 10 bytes per weight. Products are computed in 32 bits too, on a GPU in
+TF32: in bfloat16 a pass would not see most of what small learning rates change, and would ask for it again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -21,8 +21,6 @@ from workers.training.rounding import to_bfloat16
 
 
 class Full(Recipe):
-    autocast: ClassVar[bool] = True
-
     def load(self, base: Checkpoint) -> Any:
         return load_base(base, dtype=torch.float32)
 

@@ -26,11 +26,11 @@ class Measured:
     tokens: int
 
 
-def measure(model: Any, examples: Sequence[Example], padding: Padding, *, autocast: bool = False) -> Measured:
-    """The mean over all learned tokens, whatever batches they are in. `autocast` computes products in bfloat16."""
+def measure(model: Any, examples: Sequence[Example], padding: Padding) -> Measured:
+    """The mean over all learned tokens, whatever batches they are in."""
     loss = hits = 0.0
     tokens = 0
-    with evaluating(model), torch.inference_mode(), autocast_to_bf16(model.device, enabled=autocast):
+    with evaluating(model), torch.inference_mode():
         for batch in _batches(examples, padding):
             predicted, wanted = learned_logits(model, {name: rows.to(model.device) for name, rows in batch.items()})
             loss += float(cross_entropy(predicted.float(), wanted, reduction="sum"))
@@ -55,10 +55,6 @@ def learned_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
         use_cache=False,
     ).logits
     return logits[learned[:, places]], wanted[learned]
-
-
-def autocast_to_bf16(device: torch.device, *, enabled: bool) -> Any:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @contextmanager

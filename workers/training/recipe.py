@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -39,10 +39,6 @@ class Written:
 
 
 class Recipe(ABC):
-    """`autocast` tells that products are computed in bfloat16 from weights of 32 bits."""
-
-    autocast: ClassVar[bool] = False
-
     def __init__(self, options: TrainingOptions) -> None:
         self.options = options
 

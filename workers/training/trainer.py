@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import is_torch_tf32_available
 
 from app.domain.errors import TrainingFailed
 from app.domain.fine_tuning import TrainingPlan
@@ -33,13 +34,12 @@ QUICK_SECONDS: Final = 1.0
 
 @dataclass(frozen=True)
 class Work:
-    """All that one training reads. `autocast` is the recipe's."""
+    """All that one training reads."""
 
     plan: TrainingPlan
     training: Examples
     validation: Examples | None
     padding: Padding
-    autocast: bool
     folder: Path
     checkpoint_seconds: float
 
@@ -158,7 +158,7 @@ class JobCallback(TrainerCallback):
             return
         self.hooks.report(step / work.plan.steps, "measuring the loss on the validation file")
         sample = work.validation.first(VALIDATION_TOKENS)
-        found = measure(self.trainer.model, sample.items, work.padding, autocast=work.autocast)
+        found = measure(self.trainer.model, sample.items, work.padding)
         require_finite(
             found.loss, f"loss on the validation file is {found.loss} after step {step} of {work.plan.steps}"
         )
@@ -220,7 +220,7 @@ def arguments(work: Work, folder: Path) -> TrainingArguments:
         warmup_steps=warmup_steps(options.warmup, plan.steps),
         optim="paged_adamw_8bit" if cuda else "adamw_torch_fused",
         use_cpu=not cuda,
-        bf16=work.autocast,
+        tf32=is_torch_tf32_available() or None,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         seed=plan.seed,

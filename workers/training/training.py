@@ -128,16 +128,16 @@ def train_on(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     _require_room(checkpoint_folder, trained, limits)
     padding = padding_of(load_tokenizer(base.checkpoint))
-    work = _work(decided, data, padding, recipe, checkpoint_folder, limits)
+    work = _work(decided, data, padding, checkpoint_folder, limits)
     resumed = checkpoints.newest(checkpoint_folder)
     progress = checkpoints.read_progress(resumed) if resumed else Progress()
     if progress.sample_before is None:
         hooks.report(0.02, "measuring the loss before the training")
-        progress.sample_before = _sample_loss(model, data, padding, recipe)
+        progress.sample_before = _sample_loss(model, data, padding)
     if not run_steps(model, work, Part(hooks, PREPARATION, WRITING), progress, resumed):
         raise Paused(progress.step)
     hooks.report(WRITING, "measuring the loss after the training")
-    sample = _sample(model, data, padding, recipe, progress.sample_before)
+    sample = _sample(model, data, padding, progress.sample_before)
     written = _write(model, recipe, base, target, checkpoint_folder, hooks, limits)
     return _report(work, data, progress, sample, trained, written)
 
@@ -149,24 +149,23 @@ def _require_room(folder: Path, trained_parameters: int, limits: Limits) -> None
     require_free_disk(folder, needed, limits.min_free_disk_bytes)
 
 
-def _work(plan: TrainingPlan, data: Data, padding: Padding, recipe: Recipe, folder: Path, limits: Limits) -> Work:
+def _work(plan: TrainingPlan, data: Data, padding: Padding, folder: Path, limits: Limits) -> Work:
     return Work(
         plan=plan,
         training=data.training,
         validation=data.validation,
         padding=padding,
-        autocast=recipe.autocast,
         folder=folder,
         checkpoint_seconds=limits.checkpoint_seconds,
     )
 
 
-def _sample_loss(model: Any, data: Data, padding: Padding, recipe: Recipe) -> float:
-    return measure(model, data.sample.items, padding, autocast=recipe.autocast).loss
+def _sample_loss(model: Any, data: Data, padding: Padding) -> float:
+    return measure(model, data.sample.items, padding).loss
 
 
-def _sample(model: Any, data: Data, padding: Padding, recipe: Recipe, before: float) -> SampleLoss:
-    after = _sample_loss(model, data, padding, recipe)
+def _sample(model: Any, data: Data, padding: Padding, before: float) -> SampleLoss:
+    after = _sample_loss(model, data, padding)
     require_finite(after, f"loss is {after} after the training")
     return SampleLoss(
         file=data.sampled_file,

@@ -11,6 +11,8 @@ from app.domain.artifacts import Gate
 from app.domain.errors import QualityGateFailed
 from app.domain.fine_tuning import FineTuningRequest, TrainingProof, TrainingReport
 from app.settings import Settings
+from app.storage.checkpoints import inspect_checkpoint
+from tests.fakes.checkpoints import tiny_llama
 from tests.fakes.training import FACTS, FakeBase, RecordingHooks, request_for, write_facts
 from workers.training.proof import prove_training
 from workers.training.training import train
@@ -99,3 +101,13 @@ def test_a_training_that_taught_nothing_does_not_pass(base: FakeBase, facts: Pat
     report = make(base, request, facts, None, tmp_path)
     with pytest.raises(QualityGateFailed, match="nothing was learned"):
         prove(base, request, report, facts, tmp_path)
+
+
+def test_passes_and_files_keep_steps_that_bfloat16_cannot_hold(facts: Path, tmp_path: Path) -> None:
+    """At the default learning rate a step is a fraction of what bfloat16 can tell apart in weights of this size."""
+    folder = tiny_llama(tmp_path / "model", initializer_range=0.5)
+    base, request = FakeBase("local/large", inspect_checkpoint(folder)), request_for("full", epochs=20, multiplier=1.0)
+    report = make(base, request, facts, None, tmp_path)
+    proof = prove(base, request, report, facts, tmp_path)
+    assert proof.loss == pytest.approx(report.sample.after, rel=0.01)
+    assert proof.loss < report.sample.before - 1.0
