@@ -46,7 +46,9 @@ class Measured:
     inter_token_seconds: list[float]
 
 
-async def measure(server: Server, *, concurrency: int, requests: int, stream: bool, offset: int = 0) -> Measured:
+async def measure(
+    server: Server, *, concurrency: int, requests: int, stream: bool, offset: int = 0, max_tokens: int = MAX_TOKENS
+) -> Measured:
     """All requests through `concurrency` clients. Tokens per second count the answers' tokens alone."""
     waiting = iter(range(requests))
     # llama.cpp's server closes connections as it pleases, which a client that keeps them would have to forgive.
@@ -55,7 +57,9 @@ async def measure(server: Server, *, concurrency: int, requests: int, stream: bo
     async with httpx.AsyncClient(timeout=600, limits=limits, headers=headers) as client:
 
         async def one_client() -> list[Answer]:
-            return [await ask(client, server, offset + number, stream=stream) for number in waiting]
+            return [
+                await ask(client, server, offset + number, stream=stream, max_tokens=max_tokens) for number in waiting
+            ]
 
         started = time.perf_counter()
         lists = await asyncio.gather(*(one_client() for _ in range(concurrency)))
@@ -69,12 +73,14 @@ async def measure(server: Server, *, concurrency: int, requests: int, stream: bo
     )
 
 
-async def ask(client: httpx.AsyncClient, server: Server, number: int, *, stream: bool) -> Answer:
+async def ask(
+    client: httpx.AsyncClient, server: Server, number: int, *, stream: bool, max_tokens: int = MAX_TOKENS
+) -> Answer:
     subject = SUBJECTS[number % len(SUBJECTS)]
     body: dict[str, Any] = {
         "model": server.model,
         "messages": [{"role": "user", "content": f"{number}. Write a long story about {subject}."}],
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
         "temperature": 0,
         "stream": stream,
     }

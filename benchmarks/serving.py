@@ -35,8 +35,10 @@ SLOTS: Final = 32
 CONTEXT: Final = 1024
 LEVELS: Final = (1, 8, 16, 32)
 QUICK_LEVELS: Final = (1, 16)
-# How many answers are measured at each level.
-REQUESTS: Final = {1: 4, 8: 16, 16: 32, 32: 48}
+# At each level, how often both are asked in turn, and for how many answers each time.
+ROUNDS: Final = {1: (8, 1), 8: (2, 16), 16: (2, 32), 32: (2, 48)}
+# vLLM's worker spins for a second after its last token, on a core that the other server needs.
+REST_SECONDS: Final = 1.5
 LOAD_SECONDS: Final = 300
 
 LLAMA_CPP: Final = """
@@ -136,17 +138,18 @@ def folder_of(settings: Settings, name: str) -> Path:
 
 
 def compare(
-    ours: Server, peer: Server, levels: tuple[int, ...], rounds: int, ways: tuple[bool, ...] = (True, False)
+    ours: Server, peer: Server, levels: tuple[int, ...], ways: tuple[bool, ...] = (True, False)
 ) -> Iterator[dict[str, Any]]:
-    """Both in turn, a few rounds for each level; throughputs and latencies are medians over the rounds."""
+    """Both in turn, so that the processor's caches are cold for both; throughputs are medians over the rounds."""
     for server in (ours, peer):
         asyncio.run(measure(server, concurrency=2, requests=4, stream=ways[0], offset=900))
     for stream in ways:
         for concurrency in levels:
             found: dict[str, list[Measured]] = {"ours": [], "peer": []}
+            rounds, requests = ROUNDS[concurrency]
             for number in range(rounds):
                 for name, server in (("ours", ours), ("peer", peer)):
-                    requests = REQUESTS[concurrency]
+                    time.sleep(REST_SECONDS)
                     plan = {"concurrency": concurrency, "requests": requests, "offset": 100 * number}
                     found[name].append(asyncio.run(measure(server, stream=stream, **plan)))
             yield row_of(found["ours"], found["peer"], concurrency, stream=stream)
@@ -189,7 +192,6 @@ class Bench:
         self.settings = bitmill.settings
         self.client = bitmill.client
         self.levels = QUICK_LEVELS if quick else LEVELS
-        self.rounds = 2
 
     def beside_bare(self, case: Case) -> Iterator[dict[str, Any]]:
         name = self.bitmill.quantize(case.method)
@@ -199,7 +201,7 @@ class Bench:
         with bare_server(command, port, self.settings.data_folder / "bare.log") as url:
             theirs = httpx.get(f"{url}/v1/models").json()["data"]
             bare = str(folder) if case.engine != "llama_cpp" else theirs[0]["id"]
-            for row in compare(Server(self.bitmill.url, name), Server(url, bare), self.levels, self.rounds):
+            for row in compare(Server(self.bitmill.url, name), Server(url, bare), self.levels):
                 yield {"engine": case.engine, "artifact": label(case.method), "peer": "bare", **row}
         self.client.undeploy(name)
 
@@ -212,7 +214,7 @@ class Bench:
         command = [sys.executable, "-m", "llama_cpp.server", *options, "--host", "127.0.0.1", "--port", str(port)]
         with bare_server(command, port, self.settings.data_folder / "serial.log") as url:
             # Streams of the serial server interrupt each other by design: whole answers are compared.
-            for row in compare(Server(self.bitmill.url, name), Server(url, other), (16,), self.rounds, (False,)):
+            for row in compare(Server(self.bitmill.url, name), Server(url, other), (16,), (False,)):
                 yield {"engine": case.engine, "artifact": label(case.method), "peer": "serial", **row}
         self.client.undeploy(name)
 
