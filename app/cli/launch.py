@@ -27,6 +27,8 @@ log = logging.getLogger("bitmill.up")
 
 # How long the children may take to end by themselves before they are killed.
 STOP_SECONDS = 15.0
+# Of these, how long requests in flight may take; whoever waits for a model to load would wait for longer.
+DRAIN_SECONDS = 8
 WATCH_SECONDS = 0.2
 # A child that ran for this long before it ended is started again at once.
 STABLE_SECONDS = 30.0
@@ -39,6 +41,7 @@ SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 def api_command(host: str, port: int, processes: int = 1) -> list[str]:
     options = ["--host", host, "--port", str(port), "--workers", str(processes)]
+    options += ["--timeout-graceful-shutdown", str(DRAIN_SECONDS)]
     return [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--no-access-log", *options]
 
 
@@ -61,6 +64,8 @@ def serving_command(host: str, port: int) -> list[str]:
         # Longer than the API keeps its connections, which must not be closed under a request.
         "--timeout-keep-alive",
         "75",
+        "--timeout-graceful-shutdown",
+        str(DRAIN_SECONDS),
         *address,
     ]
 
