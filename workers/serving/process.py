@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 LOOPBACK = "127.0.0.1"
 LOG_TAIL_LINES = 20
+LAUNCHER = "workers.serving.launch"
 # Reading an adapter takes seconds from a slow disk.
 TOLD_SECONDS = 120.0
 
@@ -86,7 +87,7 @@ class RunningEngine:
     @classmethod
     async def start(cls, command: EngineProcess, address: Address, log: Path) -> RunningEngine:
         log.parent.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "workers.serving.launch", str(os.getpid()), *command.argv]
+        argv = [sys.executable, "-m", LAUNCHER, str(os.getpid()), *command.argv]
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -159,12 +160,12 @@ class RunningEngine:
             return "".join(deque(file, maxlen=LOG_TAIL_LINES))
 
     def pids(self) -> set[int]:
-        """The process and its descendants."""
+        """The process and its descendants, but for the one that watches over them."""
         try:
-            root = psutil.Process(self.pid)
-            return {self.pid, *(child.pid for child in root.children(recursive=True))}
+            descendants = psutil.Process(self.pid).children(recursive=True)
         except psutil.Error:
             return set()
+        return {self.pid, *(child.pid for child in descendants if not _watches(child))}
 
     def resident_bytes(self) -> int | None:
         """The memory of the process and its descendants; None when it is gone."""
@@ -172,6 +173,13 @@ class RunningEngine:
             return sum(psutil.Process(pid).memory_info().rss for pid in self.pids()) or None
         except psutil.Error:
             return None
+
+
+def _watches(child: psutil.Process) -> bool:
+    try:
+        return LAUNCHER in child.cmdline()
+    except psutil.Error:
+        return False
 
 
 async def tell(running: Running, told: Told) -> None:
