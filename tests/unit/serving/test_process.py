@@ -48,7 +48,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("killed", ["host", "engine"])
 def test_nothing_that_an_engine_started_outlives_it(killed: str, tmp_path: Path) -> None:
-    told = tmp_path / "pids"
+    told, group = tmp_path / "pids", set[int]()
     host = subprocess.Popen([sys.executable, "-c", HOST, sys.executable, "-c", ENGINE, str(told)])
     try:
         until(told.exists)
@@ -60,3 +60,5 @@ def test_nothing_that_an_engine_started_outlives_it(killed: str, tmp_path: Path)
     finally:
         host.kill()
         host.wait()
+        for pid in filter(is_running, group):
+            os.kill(pid, signal.SIGKILL)
