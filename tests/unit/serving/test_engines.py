@@ -112,6 +112,7 @@ def test_measurements_come_before_the_table(results: list[dict[str, Any]], expec
     [
         (ArtifactFormat.GGUF, None, "transformers", "'transformers' does not load gguf models on a cpu"),
         (ArtifactFormat.SAFETENSORS, "bitsandbytes", "vllm", "made by 'bitsandbytes' on a cpu"),
+        (ArtifactFormat.SAFETENSORS, "fp8", "vllm", "made by 'fp8' on a cpu"),
         (ArtifactFormat.SAFETENSORS, None, "tgi", "'tgi' is unknown .* llama_cpp, transformers, vllm"),
         (ArtifactFormat.SAFETENSORS, None, "remote", "'remote' is unknown for stored models"),
     ],

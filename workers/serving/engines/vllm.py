@@ -24,7 +24,7 @@ GIB: Final = 1024**3
 # Trainings whose whole models, with adapters merged into them, have plain weights of 16 bits.
 TRAINED: Final = frozenset({"full", "lora", "qlora"})
 # gptq's layout is also what hqq and autoround write.
-ANYWHERE: Final = TRAINED | {"none", "fp8", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"}
+ANYWHERE: Final = TRAINED | {"none", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"}
 # The ranks that it can make room for; of how many adapters one batch may have requests; and how many it keeps in the
 # machine's memory, so that they need not be read again.
 RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -45,8 +45,9 @@ class VllmEngine(Engine):
         formats=frozenset({ArtifactFormat.SAFETENSORS}),
         devices=frozenset(Device),
         requires={},
-        # No CPU kernels exist for bitsandbytes' and the 4-bit floating-point layouts.
-        methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4"}},
+        # No CPU kernels exist for bitsandbytes' and the 4-bit floating-point layouts. There are such for FP8, but on
+        # processors without FP8 of their own oneDNN multiplies 512 tokens by one layer's weights in seconds.
+        methods={Device.CPU: ANYWHERE, Device.GPU: ANYWHERE | {"bitsandbytes", "fp4", "fp8"}},
         options=frozenset({"dtype", "speculation", "adapter_rank"}),
         without=frozenset({"threads"}),  # it binds its own to the cores that it may use
         runtime_bytes=RUNTIME_BYTES["vllm"],
