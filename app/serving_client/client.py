@@ -90,7 +90,7 @@ class ServingClient:
 
     async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
         try:
-            return await self._http.send(request, stream=stream)
+            answer = await self._http.send(request, stream=stream)
         except httpx.ConnectError as error:
             raise ServingUnavailable(
                 f"no serving host answers at {self.base_url}; start one with `bitmill up` (or `uvicorn "
@@ -98,6 +98,11 @@ class ServingClient:
             ) from error
         except httpx.TransportError as error:
             raise self._broken(error) from error
+        if answer.is_server_error and answer.headers.get("content-type") != "application/json":
+            # Not in the host's own words: it was told to stop with the request in flight.
+            await answer.aclose()
+            raise self._failed(answer)
+        return answer
 
     async def _chunks(self, answer: httpx.Response) -> AsyncIterator[bytes]:
         try:
@@ -113,7 +118,10 @@ class ServingClient:
     def _checked(self, answer: httpx.Response) -> httpx.Response:
         if answer.is_success:
             return answer
-        raise ServingUnavailable(f"the serving host at {self.base_url} answered {answer.status_code}; see its log")
+        raise self._failed(answer)
+
+    def _failed(self, answer: httpx.Response) -> ServingUnavailable:
+        return ServingUnavailable(f"the serving host at {self.base_url} answered {answer.status_code}; see its log")
 
     def _broken(self, error: httpx.TransportError) -> ServingUnavailable:
         return ServingUnavailable(

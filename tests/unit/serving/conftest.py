@@ -85,9 +85,10 @@ def add_model(database: Database, settings: Settings, name: str) -> None:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """Runs an application on a free port, in a thread, until the block ends."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+def served(app: FastAPI, *, drain_seconds: int | None = None) -> Iterator[str]:
+    """Runs an application on a free port, in a thread, until the block ends: requests may take `drain_seconds` more."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=drain_seconds)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

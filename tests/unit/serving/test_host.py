@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import httpx
 import psutil
 import pytest
 
+from app.domain.errors import ServingUnavailable
+from app.persistence.unit_of_work import Database
 from app.serving_client.client import ServingClient
 from app.settings import Settings
-from tests.fakes.engine import FakeEngine
-from tests.unit.serving.conftest import MODEL
+from tests.fakes.engine import FakeEngine, planner_for
+from tests.unit.serving.conftest import MODEL, add_model, served
+from workers.serving.host import create_host
 from workers.serving.pool import ModelPool
 
 CHAT = "/v1/chat/completions"
@@ -232,3 +236,26 @@ def test_a_host_that_breaks_off_ends_the_stream_with_an_error() -> None:
     first, last = asyncio.run(chunks())
     assert first == b"data: {}\n\n"
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "serving_unavailable"
+
+
+def test_a_host_that_is_told_to_stop_does_not_wait_for_a_model_to_load(
+    settings: Settings, sqlite_database: Database, tmp_path: Path
+) -> None:
+    engine = FakeEngine(tmp_path, gated=True)
+    add_model(sqlite_database, settings, MODEL)
+    host = create_host(settings, pool=ModelPool(settings, planner=planner_for(engine, settings)))
+
+    async def load(url: str) -> None:
+        client = ServingClient(url)
+        try:
+            await client.ask("POST", "/v1/deployments", json.dumps({"model": MODEL}).encode())
+        finally:
+            await client.aclose()
+
+    with ThreadPoolExecutor() as thread:
+        with served(host, drain_seconds=1) as url:
+            asked = thread.submit(asyncio.run, load(url))
+            until(engine.pids)
+        with pytest.raises(ServingUnavailable, match="see its log"):
+            asked.result()
+    assert [pid for pid in engine.pids() if psutil.pid_exists(pid)] == []
