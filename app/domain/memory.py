@@ -17,6 +17,9 @@ CACHE_BYTES_PER_VALUE: Final = 2  # engines keep keys and values in 16 bits unle
 CACHED_CONTEXTS: Final = 4
 # Tokens that an engine works on at a time while it reads a prompt: its scratch memory grows with them.
 BATCH_TOKENS: Final = 512
+SHORT_PROMPT_TOKENS: Final = 64
+SHORTEST_PASS_TOKENS: Final = 256
+LONGEST_PASS_TOKENS: Final = 2048
 # What an engine's process takes beside weights and cache: measured.
 RUNTIME_BYTES: Final = {"llama_cpp": 60 * MIB, "transformers": 540 * MIB, "vllm": 2048 * MIB}
 # What the library with the kernels for GPTQ's and AWQ's layouts takes besides.
@@ -53,6 +56,15 @@ class AttentionShape:
 def shared_tokens(context_length: int, requests: int) -> int:
     """The size, in tokens, of the cache that so many requests at a time share."""
     return context_length * min(requests, CACHED_CONTEXTS)
+
+
+def pass_tokens(slots: int) -> int:
+    """How many tokens the transformers engine works on in one pass.
+
+    Enough that short prompts for all slots are read together: read one after the other, they also end so, and passes
+    at the end are of few. Not more: streams wait while a part of a long prompt is read.
+    """
+    return max(min(SHORT_PROMPT_TOKENS * slots, LONGEST_PASS_TOKENS), SHORTEST_PASS_TOKENS, slots)
 
 
 def attention_shape(config: Mapping[str, Any]) -> AttentionShape | None:

@@ -33,6 +33,7 @@ def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> M
         weights_bytes=weights + (engine.weights_bytes(draft) if draft else 0),
         cache_bytes=_cache_bytes(shape, options, artifact) if shape else 0,
         runtime_bytes=engine.runtime_bytes(artifact)
+        + engine.pass_bytes(options)
         + engine.adapters_bytes(artifact, options)
         + (shape.scratch_bytes if shape else 0),
     )

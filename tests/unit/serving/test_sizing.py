@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.domain.memory import BATCH_TOKENS, KERNEL_BYTES
+from app.domain.memory import BATCH_TOKENS, KERNEL_BYTES, pass_tokens
 from app.settings import Settings
 from workers.serving.engines.base import EngineOptions, Guessing
 from workers.serving.engines.llama_cpp import LlamaCppEngine
@@ -36,7 +37,8 @@ def test_weights_cache_and_engine(settings: Settings, tmp_path: Path) -> None:
     estimate = estimate_memory(folder, OPTIONS, engine)
     assert estimate.weights_bytes == stored_bytes(folder)
     assert estimate.cache_bytes == 2 * (2 * 4) * 2 * OPTIONS.cache_tokens  # layers, values per layer, bytes, tokens
-    assert estimate.runtime_bytes == engine.spec.runtime_bytes + BATCH_TOKENS * (100 + 8 * 8) * 4
+    scratch = BATCH_TOKENS * (100 + 8 * 8) * 4
+    assert estimate.runtime_bytes == engine.spec.runtime_bytes + scratch + engine.pass_bytes(OPTIONS)
 
 
 def test_thirty_two_bits_take_twice_as_much(settings: Settings, tmp_path: Path) -> None:
@@ -73,6 +75,13 @@ def test_gptq_needs_its_library(settings: Settings, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m", {"w": torch.zeros(10)}, quant_method="gptq")
     engine = TransformersEngine(settings)
     assert engine.runtime_bytes(folder) == engine.spec.runtime_bytes + KERNEL_BYTES
+
+
+@pytest.mark.parametrize(("slots", "tokens"), [(1, 256), (16, 1024), (32, 2048), (64, 2048), (4096, 4096)])
+def test_short_prompts_for_all_slots_are_read_in_one_pass(slots: int, tokens: int, settings: Settings) -> None:
+    options = EngineOptions(public_name="m", context_length=1000, slots=slots)
+    assert pass_tokens(slots) == tokens
+    assert TransformersEngine(settings).pass_bytes(options) == tokens * (min(slots, 4) * 1000 + tokens) * 2
 
 
 def test_a_draft_model_counts_too(settings: Settings, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from app.domain.errors import EngineFailed
+from app.domain.memory import pass_tokens
 from workers.loading import load_causal_lm
 from workers.serving.batching.adapters import AdapterAwareProcessors, Adapters, LowRank, request_name
 from workers.serving.batching.constraints import Constraint, Grammars
@@ -131,7 +132,7 @@ class BatchedGenerator:
             page_size=PAGE_TOKENS,
             num_blocks=-(-cache_tokens // PAGE_TOKENS) + 1,
             max_requests_per_batch=slots,
-            max_batch_tokens=max(256, slots),
+            max_batch_tokens=pass_tokens(slots),
             # The sampler needs to see each batch in turn, from Python.
             use_async_batching=False,
             use_cuda_graph=False,

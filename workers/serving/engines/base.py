@@ -171,6 +171,10 @@ class Engine(ABC):
         """What a process takes beside weights and cache."""
         return self.spec.runtime_bytes
 
+    def pass_bytes(self, options: EngineOptions) -> int:
+        """What it sets aside for the inputs of one pass."""
+        return 0
+
     def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
         """What it sets aside for adapters as it starts."""
         return 0

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
-from app.domain.memory import KERNEL_BYTES, RUNTIME_BYTES
+from app.domain.memory import KERNEL_BYTES, RUNTIME_BYTES, pass_tokens
 from app.storage.tensor_headers import read_tensor_infos
 from workers.serving.contract.capabilities import TRANSFORMERS
 from workers.serving.engines.base import (
@@ -70,6 +70,11 @@ class TransformersEngine(Engine):
     def runtime_bytes(self, artifact: Path) -> int:
         kernels = _quantization(artifact).get("quant_method") in ("gptq", "awq")
         return self.spec.runtime_bytes + (KERNEL_BYTES if kernels else 0)
+
+    def pass_bytes(self, options: EngineOptions) -> int:
+        """A mask in 16 bits, of every token in the pass against every one in the cache and the pass."""
+        tokens = pass_tokens(options.slots)
+        return tokens * (options.cache_tokens + tokens) * 2
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
         arguments = {
