@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ def test_rows_that_belong_to_no_request_are_left_alone() -> None:
     sampler.prepare_tensor_args([])
     forced = sampler(torch.zeros(2, 5), torch.zeros(2))
     assert forced.shape == (2, 5)
+
+
+def test_each_request_is_sampled_as_it_asked() -> None:
+    sampler = PerRequestSampler()
+    best, biased = SamplingSettings(temperature=0), SamplingSettings(temperature=0, logit_bias={2: 5.0})
+    sampler.states |= {"best": SamplingState(best), "biased": SamplingState(biased)}
+    scores = torch.tensor([[2.0, 1.0, 0.8], [2.0, 1.0, 0.8]])
+
+    def asked(*names: str) -> list[int]:
+        sampler.prepare_tensor_args([SimpleNamespace(state=SimpleNamespace(request_id=name)) for name in names])
+        return sampler(scores.clone(), torch.zeros(2)).argmax(dim=-1).tolist()
+
+    assert asked("best", "best") == [0, 0]
+    assert asked("best", "biased") == [0, 2]
+    assert asked("biased", "gone") == [2, 0]
 
 
 def test_logprobs_are_those_of_the_model() -> None:

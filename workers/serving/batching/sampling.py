@@ -63,6 +63,10 @@ class SamplingState:
         self.random = random.Random(settings.seed)  # noqa: S311 -- sampling text, nothing secret
         self.counts: Counter[int] = Counter()
         self.logprobs: list[TokenLogprob] = []
+        penalties = settings.presence_penalty or settings.frequency_penalty or settings.repetition_penalty != 1
+        # Whether `adjust` ever changes a row; and whether the best score is the choice, of which nothing is told.
+        self.adjusts = bool(penalties or settings.logit_bias or constraint is not None)
+        self.is_plain = not (self.adjusts or settings.temperature > 0 or settings.top_logprobs is not None)
 
     def adjust(self, row: torch.Tensor) -> None:
         """Adds bias, subtracts penalties and masks what a grammar forbids, in place: `row` is [vocabulary]."""
@@ -126,8 +130,11 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessor):
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
         """`scores`: [rows, vocabulary]. The result is 0 at each row's chosen token and -inf elsewhere.
 
+        Where every request takes the best score, the scores themselves say which: copies of them take time.
         A request whose prompt is not processed to its end yet has no row; filler rows stand at the end instead.
         """
+        if all(state.is_plain for state in self._rows):
+            return scores
         rows = scores[: len(self._rows)]
         chosen = choose(rows, self._rows)
         for row, state, token in zip(rows, self._rows, chosen.tolist(), strict=True):
@@ -139,9 +146,10 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessor):
 
 def choose(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
     """One token for each row of `scores` [requests, vocabulary]: shape [requests]."""
-    adjusted = scores.clone()
-    for row, state in zip(adjusted, states, strict=True):
-        state.adjust(row)
+    adjusting = [index for index, state in enumerate(states) if state.adjusts]
+    adjusted = scores.clone() if adjusting else scores
+    for index in adjusting:
+        states[index].adjust(adjusted[index])
     chosen = adjusted.argmax(dim=-1)
     sampled = [index for index, state in enumerate(states) if state.settings.temperature > 0]
     if sampled:
