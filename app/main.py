@@ -15,7 +15,7 @@ from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, fine_tuning, models
 from app.error_handlers import install_error_handlers
 from app.persistence.unit_of_work import Database
-from app.processes import die_with_parent
+from app.processes import die_with_parent, keep_what_is_loaded
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher, Dispatcher
 from app.services.comparisons import ComparisonService
@@ -67,7 +67,8 @@ def create_app(
 def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
     ours = (quantization, evaluations, comparisons, planning, operations)
-    guarded = (*ours, completions, deployments, files, models, fine_tuning)
+    # Routes are tried in this order, and completions are asked for most.
+    guarded = (completions, deployments, files, models, fine_tuning, *ours)
     for module in guarded:
         app.include_router(module.router, dependencies=[Depends(require_api_key)])
 
@@ -77,6 +78,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if app.state.settings.api_processes > 1:
         # The process that holds the port may be killed outright; none of those that share it may stay.
         die_with_parent(os.getppid())
+    keep_what_is_loaded()
     yield
     await app.state.serving.aclose()
     app.state.database.close()

@@ -1,8 +1,9 @@
-"""Ties child processes to their parents."""
+"""What processes do at their start: tie themselves to their parents, and keep what they loaded out of the way."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -23,3 +24,13 @@ def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
         raise OSError(code, os.strerror(code))
     if os.getppid() != parent_pid:  # it died before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+def keep_what_is_loaded() -> None:
+    """Spares garbage collections the modules and tables that stay until the process ends: milliseconds for each.
+
+    Once per process: what is frozen is never collected, and a second application may end before the process does.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.collect()
+        gc.freeze()

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from app.domain.errors import ServingUnavailable
-from app.http_transport import fast_transport
+from app.http_transport import exchange, fast_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class CompleteAnswer:
 
 
 _PATIENT = httpx.Timeout(None, connect=5.0)
+_FORWARDED = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 def _passed_on(answer: httpx.Response) -> dict[str, str]:
@@ -48,19 +49,19 @@ class ServingClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout` (seconds) bounds each wait for bytes; without one, generation may take its time."""
-        self.base_url = base_url
+        self.base_url = base_url.rstrip("/")
+        self._timeout = httpx.Timeout(timeout, connect=5.0)
+        self._transport = transport or fast_transport()
         self._http = httpx.AsyncClient(
-            base_url=base_url,
-            timeout=httpx.Timeout(timeout, connect=5.0),
-            trust_env=False,
-            transport=transport or fast_transport(keep_connections=True),
+            base_url=self.base_url, timeout=self._timeout, trust_env=False, transport=self._transport
         )
 
     async def forward(self, path: str, body: bytes) -> ForwardedAnswer:
         """Sends a request on and returns as soon as its answer begins. Raises ServingUnavailable."""
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        request = self._http.build_request("POST", path, content=body, headers=headers)
-        answer = await self._send(request, stream=True)
+        url = self.base_url + path
+        answer = await self._received(
+            exchange(self._transport, "POST", url, headers=_FORWARDED, content=body, timeout=self._timeout)
+        )
         return ForwardedAnswer(
             status=answer.status_code,
             headers=_passed_on(answer),
@@ -73,13 +74,13 @@ class ServingClient:
         headers = {"content-type": "application/json"} if body is not None else None
         # Loading a model may take longer than any bound on a wait for bytes.
         request = self._http.build_request(method, path, content=body, headers=headers, timeout=_PATIENT)
-        answer = await self._send(request)
+        answer = await self._received(self._http.send(request))
         return CompleteAnswer(answer.status_code, answer.content, _passed_on(answer))
 
     async def unload(self, name: str) -> bool:
         """Frees the model's memory; False where it was not loaded. Raises ServingUnavailable."""
         path = f"/v1/deployments/{quote(name, safe='')}"
-        answer = await self._send(self._http.build_request("DELETE", path))
+        answer = await self._received(self._http.delete(path))
         if answer.status_code == httpx.codes.NOT_FOUND:
             return False
         self._checked(answer)
@@ -88,9 +89,9 @@ class ServingClient:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _send(self, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
+    async def _received(self, sent: Awaitable[httpx.Response]) -> httpx.Response:
         try:
-            answer = await self._http.send(request, stream=stream)
+            answer = await sent
         except httpx.ConnectError as error:
             raise ServingUnavailable(
                 f"no serving host answers at {self.base_url}; start one with `bitmill up` (or `uvicorn "

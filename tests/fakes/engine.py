@@ -17,6 +17,8 @@ from workers.serving.planning import Plan, Planner, engine_options, require_opti
 class FakeEngine(Engine):
     """While the file `broken` exists, its processes die at start; with `gated`, they load when `gate` exists."""
 
+    keeps_connections = False
+
     spec = EngineSpec(
         name="fake",
         formats=frozenset(ArtifactFormat),
@@ -43,6 +45,7 @@ class FakeEngine(Engine):
             },
             health_path="/health",
             upstream_model="engine-name",
+            keeps_connections=self.keeps_connections,
         )
 
     def events(self, kind: str) -> list[str]:

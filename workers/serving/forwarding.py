@@ -16,6 +16,7 @@ from fastapi.responses import Response
 
 from app.domain.errors import BitmillError, EngineFailed, EngineTimeout, InvalidParameter
 from app.domain.serving import parse_keep_alive
+from app.http_transport import exchange
 from app.settings import Settings
 from app.streaming import RelayResponse
 from workers.serving.contract.call import Call, parse_call
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 # How long after its deadline a stream may take to say that it is over: a client that reads nothing holds a slot.
 LAST_WORDS_SECONDS = 2.0
 KEY_REFUSED = (401, 403)
+# Generation may pause for long between two tokens: the deadlines below end it, not the socket's.
+PATIENT = httpx.Timeout(None, connect=10.0)
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
@@ -70,9 +73,9 @@ class Deadline:
 class Forwarder:
     """Everything a request needs on its way."""
 
-    def __init__(self, pool: ModelPool, client: httpx.AsyncClient, settings: Settings) -> None:
+    def __init__(self, pool: ModelPool, transport: httpx.AsyncBaseTransport, settings: Settings) -> None:
         self.pool = pool
-        self.client = client
+        self.transport = transport
         self.settings = settings
 
     async def forward(self, model: ServedModel, path: str, body: dict[str, Any]) -> Response:
@@ -146,20 +149,10 @@ class Forwarder:
     async def _send(
         self, running: Running, public_name: str, method: str, path: str, content: bytes | None
     ) -> httpx.Response:
-        request = self.client.build_request(
-            method,
-            running.url(path),
-            content=content,
-            headers={
-                **running.headers,
-                "content-type": "application/json",
-                "accept-encoding": "identity",
-                # The client keeps no connection; told so, llama.cpp's server frees its thread at once.
-                "connection": "close",
-            },
-        )
+        headers = {**running.headers, "content-type": "application/json", "accept-encoding": "identity"}
+        url = running.url(path)
         try:
-            return await self.client.send(request, stream=True)
+            return await exchange(self.transport, method, url, headers=headers, content=content, timeout=PATIENT)
         except httpx.TransportError as error:
             raise _broken(public_name, error) from error
 

@@ -21,6 +21,7 @@ from app.error_handlers import install_error_handlers
 from app.http_transport import fast_transport
 from app.json_body import parse_body
 from app.persistence.unit_of_work import Database
+from app.processes import keep_what_is_loaded
 from app.settings import Settings, get_settings
 from app.streaming import CLIENT_CLOSED_REQUEST, ClientGone, unless_disconnected
 from workers.serving import deployments, scrape
@@ -46,8 +47,8 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
     app.state.tasks = set()
     install_error_handlers(app)
     for path in REQUESTS:
-        app.add_api_route(path, complete, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/responses", respond, methods=["POST"], response_model=None)
+        app.add_route(path, complete, methods=["POST"])
+    app.add_route("/v1/responses", respond, methods=["POST"])
     app.include_router(deployments.router)
     app.add_api_route("/metrics", scrape.metrics, methods=["GET"], response_model=None)
     app.add_api_route("/livez", livez, methods=["GET"])
@@ -56,14 +57,12 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # Idle connections would each hold one of llama.cpp's few HTTP threads.
-    transport = fast_transport(keep_connections=False)
-    # Generation may pause for long between two tokens: the host's own deadlines end it, not the socket's.
-    timeout = httpx.Timeout(None, connect=10.0)
-    async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
+    transport = fast_transport()
+    async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
         app.state.client = client
-        app.state.forwarder = Forwarder(app.state.pool, client, app.state.settings)
+        app.state.forwarder = Forwarder(app.state.pool, transport, app.state.settings)
         pinned = asyncio.create_task(deployments.load_pinned(app.state.models, app.state.pool))
+        keep_what_is_loaded()
         try:
             yield
         finally:

@@ -79,6 +79,9 @@ class Observation:
         self._metrics = metrics
         self._streamed = streamed
         self._labels = (model, engine)
+        # Each piece is observed: what its labels stand for is looked up once.
+        self._first_token = metrics.first_token.labels(model, engine)
+        self._inter_token = metrics.inter_token.labels(model, engine)
         self._started = time.monotonic() if started is None else started
         self._begun = False
         self._last: dict[int, float] = {}  # when each choice had its latest piece
@@ -102,9 +105,9 @@ class Observation:
     def _piece(self, index: int) -> None:
         now = time.monotonic()
         if not self._begun:
-            self._metrics.first_token.labels(*self._labels).observe(now - self._started)
+            self._first_token.observe(now - self._started)
         elif index in self._last:
-            self._metrics.inter_token.labels(*self._labels).observe(now - self._last[index])
+            self._inter_token.observe(now - self._last[index])
         self._begun = True
         self._last[index] = now
 

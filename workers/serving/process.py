@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from app.domain.errors import EngineFailed
-from workers.serving.engines.base import Address, EngineProcess, Told
+from workers.serving.engines.base import CLOSING, Address, EngineProcess, Told
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ class RunningEngine:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.address.api_key}"}
+        key = {"authorization": f"Bearer {self.address.api_key}"}
+        return key if self.command.keeps_connections else key | CLOSING
 
     def url(self, path: str) -> str:
         return self.address.url + path

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 
 from app.domain.errors import EngineFailed
-from workers.serving.engines.base import RemoteAddress
+from workers.serving.engines.base import CLOSING, RemoteAddress
 
 
 class RemoteConnection:
@@ -26,7 +26,8 @@ class RemoteConnection:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.remote.api_key}"} if self.remote.api_key else {}
+        key = {"authorization": f"Bearer {self.remote.api_key}"} if self.remote.api_key else {}
+        return key | CLOSING
 
     def url(self, path: str) -> str:
         return self.remote.url.rstrip("/") + path.removeprefix("/v1")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import orjson
 
 from app.domain.errors import BitmillError, EngineFailed
 
@@ -42,10 +42,10 @@ def public_answer(body: bytes, public_name: str, observe: Observer = ignore) -> 
 def public_error(status: int, body: bytes, public_name: str) -> bytes:
     """A refusal (4xx) as OpenAI's error object with all four fields."""
     try:
-        given = json.loads(body)
+        given = orjson.loads(body)
     except ValueError:
         given = {}
-    return json.dumps({"error": _error_object(given, status, public_name)}).encode()
+    return _encode({"error": _error_object(given, status, public_name)})
 
 
 async def public_events(
@@ -74,7 +74,7 @@ async def public_events(
 
 
 def error_event(error: BitmillError) -> bytes:
-    return DATA + b" " + json.dumps({"error": error.to_dict()}).encode() + EVENT_END
+    return DATA + b" " + _encode({"error": error.to_dict()}) + EVENT_END
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class _Event:
 
 
 def _renamed(body: bytes, public_name: str, observe: Observer) -> dict[str, Any]:
-    value = json.loads(body)
+    value = orjson.loads(body)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was expected, not {body[:100]!r}")
     if "error" in value:
@@ -114,7 +114,7 @@ def _renamed(body: bytes, public_name: str, observe: Observer) -> dict[str, Any]
 
 
 def _encode(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return orjson.dumps(value)
 
 
 def _error_object(given: Any, status: int, public_name: str) -> dict[str, Any]:

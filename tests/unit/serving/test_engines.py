@@ -263,6 +263,14 @@ def test_the_key_is_no_argument(
     assert flags(process.argv)["--cache-tokens"] == "4000"
 
 
+@pytest.mark.parametrize(("engine_class", "kept"), [(LlamaCppEngine, False), (TransformersEngine, True)])
+def test_idle_connections_hold_no_thread_of_llama_cpp(
+    engine_class: type[LlamaCppEngine | TransformersEngine], kept: bool, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert engine_class(settings).command(tmp_path, options(), ADDRESS).keeps_connections is kept
+
+
 def test_a_split_model_is_loaded_by_its_first_part(settings: Settings, tmp_path: Path) -> None:
     for part in (1, 2):
         (tmp_path / f"model-0000{part}-of-00002.gguf").touch()

@@ -37,13 +37,12 @@ def ask(settings: Settings, tmp_path: Path) -> Ask:
 
         async def scenario(pool: ModelPool) -> None:
             transport = httpx.MockTransport(lambda request: answer)
-            async with httpx.AsyncClient(transport=transport) as client:
-                forwarder = Forwarder(pool, client, settings)
-                body: dict[str, Any] = {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}
-                try:
-                    found.append(await forwarder.forward(model(settings, "a"), CHAT, body))
-                finally:
-                    assert pool.view()[0]["in_flight"] == 0
+            forwarder = Forwarder(pool, transport, settings)
+            body: dict[str, Any] = {"model": "a", "messages": [{"role": "user", "content": "Hi"}]}
+            try:
+                found.append(await forwarder.forward(model(settings, "a"), CHAT, body))
+            finally:
+                assert pool.view()[0]["in_flight"] == 0
 
         run(settings, FakeEngine(tmp_path), scenario)
         return found[0]
@@ -116,13 +115,12 @@ def test_a_client_that_reads_nothing_does_not_keep_its_slot(settings: Settings, 
         await asyncio.Event().wait()
 
     async def scenario(pool: ModelPool) -> None:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer_of)) as client:
-            body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-            answer = await Forwarder(pool, client, small).forward(model(settings, "a"), CHAT, body)
-            if path != CHAT:
-                answer = as_response(answer, ResponsesRequest(model="a", input="Hi", stream=True))
-            assert pool.view()[0]["in_flight"] == 1
-            await asyncio.wait_for(answer({"type": "http"}, stall, stall), 10)
+        body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        answer = await Forwarder(pool, httpx.MockTransport(answer_of), small).forward(model(settings, "a"), CHAT, body)
+        if path != CHAT:
+            answer = as_response(answer, ResponsesRequest(model="a", input="Hi", stream=True))
+        assert pool.view()[0]["in_flight"] == 1
+        await asyncio.wait_for(answer({"type": "http"}, stall, stall), 10)
         assert pool.view()[0]["in_flight"] == 0
 
     small = settings.model_copy(update={"serving_total_timeout_seconds": 0.5})

@@ -55,6 +55,12 @@ def test_an_answer_carries_the_public_name(base_url: str, fake_engine: FakeEngin
     assert fake_engine.events("request") == ["request engine-name close"]
 
 
+def test_a_connection_is_kept_where_the_engine_keeps_it(base_url: str, fake_engine: FakeEngine) -> None:
+    fake_engine.keeps_connections = True
+    assert post(base_url).status_code == 200
+    assert fake_engine.events("request") == ["request engine-name none"]
+
+
 def test_completions_are_forwarded_too(base_url: str) -> None:
     answer = httpx.post(base_url + "/v1/completions", json={"model": MODEL, "prompt": "Hi"}, timeout=30)
     assert answer.json()["model"] == MODEL
@@ -236,6 +242,23 @@ def test_a_host_that_breaks_off_ends_the_stream_with_an_error() -> None:
     first, last = asyncio.run(chunks())
     assert first == b"data: {}\n\n"
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "serving_unavailable"
+
+
+def test_the_hosts_address_may_end_with_a_slash() -> None:
+    asked: list[str] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, json={})
+
+    async def ask() -> None:
+        client = ServingClient("http://host/", transport=httpx.MockTransport(respond))
+        await (await client.forward(CHAT, b"{}")).aclose()
+        await client.ask("GET", "/v1/deployments")
+        await client.aclose()
+
+    asyncio.run(ask())
+    assert asked == [CHAT, "/v1/deployments"]
 
 
 def test_a_host_that_is_told_to_stop_does_not_wait_for_a_model_to_load(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from app.domain.errors import BitmillError, InvalidParameter
+from app.processes import keep_what_is_loaded
 from app.streaming import ClientGone, RelayResponse, unless_disconnected
 from workers.serving.batching.adapters import Adapters, LowRank
 from workers.serving.batching.answers import Answer, ChatAnswer, TextAnswer, Usage, WholeChoice
@@ -66,7 +66,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def give_back_freed_memory() -> None:
     """Kernels that rearrange weights at their first use need a second copy meanwhile, which glibc would keep."""
-    gc.collect()
+    keep_what_is_loaded()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
@@ -134,7 +134,8 @@ async def _answer(
     generator: BatchedGenerator = request.app.state.generator
     starts = [_start(generator, job) for job in todo]
     # Choices that run beside each other change each other's rounding errors, and so what a seed gives.
-    pieces = merged(starts) if parsed.seed is None else in_turn(starts)
+    beside = parsed.seed is None and len(starts) > 1
+    pieces = merged(starts) if beside else in_turn(starts)
     if parsed.stream:
         events = _events(pieces, answer, usage, len(todo), include_usage=parsed.includes_usage)
         return RelayResponse(
@@ -206,4 +207,4 @@ async def _events(
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + orjson.dumps(value) + b"\n\n"

@@ -25,6 +25,10 @@ from workers.serving.sizing import stored_bytes
 
 ANY_NUMBER: Final = sys.maxsize
 API_KEY_VARIABLE = "BITMILL_ENGINE_API_KEY"
+# How long engines that keep connections keep an idle one: longer than the serving host does.
+IDLE_SECONDS: Final = 75
+# For a server that is not known to keep connections for as long.
+CLOSING: Final = {"connection": "close"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +125,16 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProcess:
-    """A command line. The key travels in `environment`: arguments are readable by every local user."""
+    """A command line. The key travels in `environment`: arguments are readable by every local user.
+
+    `keeps_connections` says that its server can be left with idle ones, for IDLE_SECONDS.
+    """
 
     argv: list[str]
     environment: dict[str, str] = field(repr=False)
     health_path: str
     upstream_model: str
+    keeps_connections: bool = False
 
 
 @dataclass(frozen=True, slots=True)

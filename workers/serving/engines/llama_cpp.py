@@ -79,6 +79,8 @@ class LlamaCppEngine(Engine):
             environment={API_KEY_VARIABLE: address.api_key, "OMP_WAIT_POLICY": "passive"},
             health_path="/health",
             upstream_model=options.public_name,
+            # An idle connection would hold one of its few HTTP threads.
+            keeps_connections=False,
         )
 
 

@@ -103,6 +103,7 @@ class TransformersEngine(Engine):
             },
             health_path="/health",
             upstream_model=options.public_name,
+            keeps_connections=True,
         )
 
 

@@ -16,7 +16,7 @@ from workers.serving.batching.application import create_application
 from workers.serving.batching.generator import BatchedGenerator
 from workers.serving.embedding.application import create_embedding_application
 from workers.serving.embedding.model import EmbeddingModel
-from workers.serving.engines.base import API_KEY_VARIABLE
+from workers.serving.engines.base import API_KEY_VARIABLE, IDLE_SECONDS
 
 
 def main() -> None:
@@ -25,7 +25,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     app = _application(arguments, Path(arguments.model))
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+    address = {"host": arguments.host, "port": arguments.port}
+    uvicorn.run(app, **address, log_level="warning", timeout_keep_alive=IDLE_SECONDS)
 
 
 def _application(arguments: argparse.Namespace, folder: Path) -> FastAPI:

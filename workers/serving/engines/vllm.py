@@ -16,7 +16,15 @@ from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
 from app.domain.memory import RUNTIME_BYTES, adapter_bytes
 from workers.serving.contract.capabilities import VLLM
-from workers.serving.engines.base import Address, Engine, EngineOptions, EngineProcess, EngineSpec, Told
+from workers.serving.engines.base import (
+    IDLE_SECONDS,
+    Address,
+    Engine,
+    EngineOptions,
+    EngineProcess,
+    EngineSpec,
+    Told,
+)
 from workers.serving.engines.vllm_install import MARKER
 from workers.serving.sizing import largest_rank, read_shape
 
@@ -132,6 +140,7 @@ class VllmEngine(Engine):
             environment=self._environment(address, cache_bytes, on_cpu=on_cpu),
             health_path="/health",
             upstream_model=options.public_name,
+            keeps_connections=True,
         )
 
     def _environment(self, address: Address, cache_bytes: int, *, on_cpu: bool) -> dict[str, str]:
@@ -139,6 +148,7 @@ class VllmEngine(Engine):
         return {
             "VLLM_API_KEY": address.api_key,
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(IDLE_SECONDS),
             # Threads that spin while they wait starve every other process of the machine, its own included.
             "OMP_WAIT_POLICY": "passive",
             # It listens on loopback, and only the serving host has the key: nobody else can tell it to.
