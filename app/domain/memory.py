@@ -17,6 +17,7 @@ CACHE_BYTES_PER_VALUE: Final = 2  # engines keep keys and values in 16 bits unle
 CACHED_CONTEXTS: Final = 4
 # Tokens that an engine works on at a time while it reads a prompt: its scratch memory grows with them.
 BATCH_TOKENS: Final = 512
+# What `pass_tokens` goes by.
 SHORT_PROMPT_TOKENS: Final = 64
 SHORTEST_PASS_TOKENS: Final = 256
 LONGEST_PASS_TOKENS: Final = 2048

@@ -33,7 +33,7 @@ def ignore(answer: dict[str, Any]) -> None:
 def public_answer(body: bytes, public_name: str, observe: Observer = ignore) -> bytes:
     """A complete answer under the public name. Raises EngineFailed where it is not a JSON object."""
     try:
-        return _encode(_renamed(body, public_name, observe))
+        return orjson.dumps(_renamed(body, public_name, observe))
     except ValueError as error:
         log.error("the engine of %s answered with something that is not JSON: %r", public_name, body[:200])
         raise EngineFailed(f"the engine of {public_name!r} gave an answer that is not JSON") from error
@@ -45,7 +45,7 @@ def public_error(status: int, body: bytes, public_name: str) -> bytes:
         given = orjson.loads(body)
     except ValueError:
         given = {}
-    return _encode({"error": _error_object(given, status, public_name)})
+    return orjson.dumps({"error": _error_object(given, status, public_name)})
 
 
 async def public_events(
@@ -74,7 +74,7 @@ async def public_events(
 
 
 def error_event(error: BitmillError) -> bytes:
-    return DATA + b" " + _encode({"error": error.to_dict()}) + EVENT_END
+    return DATA + b" " + orjson.dumps({"error": error.to_dict()}) + EVENT_END
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class _Event:
             if not value.get("choices"):
                 return None
             del value["usage"]
-        return DATA + b" " + _encode(value)
+        return DATA + b" " + orjson.dumps(value)
 
 
 def _renamed(body: bytes, public_name: str, observe: Observer) -> dict[str, Any]:
@@ -111,10 +111,6 @@ def _renamed(body: bytes, public_name: str, observe: Observer) -> dict[str, Any]
     observe(value)
     value["model"] = public_name
     return value
-
-
-def _encode(value: dict[str, Any]) -> bytes:
-    return orjson.dumps(value)
 
 
 def _error_object(given: Any, status: int, public_name: str) -> dict[str, Any]:

@@ -60,13 +60,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # The server listens only after this: whoever finds it healthy finds the model loaded and warm.
     app.state.generator.start()
     await app.state.generator.warm_up()
+    keep_what_is_loaded()
     give_back_freed_memory()
     yield
 
 
 def give_back_freed_memory() -> None:
     """Kernels that rearrange weights at their first use need a second copy meanwhile, which glibc would keep."""
-    keep_what_is_loaded()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
