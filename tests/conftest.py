@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -16,6 +17,10 @@ from app.cli.launch import free_port
 from app.persistence.schema import migrate
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
+
+# Whoever runs the tests may have an installation of their own; it is not what is tested.
+for name in [name for name in os.environ if name.startswith("BITMILL_") and not name.startswith("BITMILL_TEST_")]:
+    del os.environ[name]
 
 
 @pytest.fixture
