@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final
 
@@ -31,7 +32,10 @@ class ChildCrashed(Exception):
 
 
 class Child:
-    """`with Child(...)` starts the process; leaving the block kills its whole group."""
+    """`with Child(...)` starts the process; leaving the block kills its whole group.
+
+    Its temporary files lie in a folder of its own, which goes with it: killed, it takes none of them away itself.
+    """
 
     def __init__(self, module: str, task: Message, *, log: Path) -> None:
         self.module = module
@@ -41,13 +45,14 @@ class Child:
 
     def __enter__(self) -> Child:
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._scratch = TemporaryDirectory(prefix="bitmill-job-", ignore_cleanup_errors=True)
         self._socket, theirs = socket.socketpair()
         descriptor = theirs.fileno()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.module, str(descriptor), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(descriptor,),
-                start_new_session=True, env=QUIET | os.environ,
+                start_new_session=True, env=QUIET | os.environ | {"TMPDIR": self._scratch.name},
             )  # fmt: skip
         theirs.close()
         self.send(self.task)
@@ -58,6 +63,7 @@ class Child:
     ) -> None:
         kill_group(self.process)
         self._socket.close()
+        self._scratch.cleanup()
 
     def send(self, message: Message) -> None:
         try:

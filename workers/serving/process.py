@@ -12,6 +12,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import httpx
@@ -75,29 +76,41 @@ class Running(Protocol):
 
 
 class RunningEngine:
-    """Started by `start`; `ended` completes when the process does, for whatever reason."""
+    """Started by `start`; `ended` completes when the process does, for whatever reason.
 
-    def __init__(self, process: asyncio.subprocess.Process, command: EngineProcess, address: Address, log: Path):
+    It has a folder of its own for temporary files, such as vLLM's sockets: killed, it takes none of them away itself.
+    """
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        command: EngineProcess,
+        address: Address,
+        log: Path,
+        scratch: TemporaryDirectory[str],
+    ):
         self.process = process
         self.command = command
         self.address = address
         self.log = log
+        self.scratch = scratch
         self.ended: asyncio.Future[int] = asyncio.create_task(process.wait())
 
     @classmethod
     async def start(cls, command: EngineProcess, address: Address, log: Path) -> RunningEngine:
         log.parent.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", LAUNCHER, str(os.getpid()), *command.argv]
+        scratch = TemporaryDirectory(prefix="bitmill-engine-", ignore_cleanup_errors=True)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **command.environment},
+                env={**os.environ, **command.environment, "TMPDIR": scratch.name},
                 start_new_session=True,
             )
-        return cls(process, command, address, log)
+        return cls(process, command, address, log, scratch)
 
     @property
     def pid(self) -> int:
@@ -147,6 +160,7 @@ class RunningEngine:
         except ProcessLookupError:
             log.debug("engine %d had ended already", self.pid)
         await asyncio.wait({self.ended})
+        self.scratch.cleanup()
 
     def how_it_ended(self) -> str:
         code = self.process.returncode

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workers.serving.process import LAUNCHER
+from workers.serving.engines.base import EngineProcess
+from workers.serving.process import LAUNCHER, RunningEngine, new_address
 
 # Tells its own pid and that of a worker that would not notice its end.
 ENGINE = """
@@ -62,3 +65,31 @@ def test_nothing_that_an_engine_started_outlives_it(killed: str, tmp_path: Path)
         host.wait()
         for pid in filter(is_running, group):
             os.kill(pid, signal.SIGKILL)
+
+
+# Leaves a socket in its folder for temporary files, and tells its path.
+LITTER = """
+import pathlib, socket, sys, tempfile, time
+path = pathlib.Path(tempfile.gettempdir()) / "a socket"
+socket.socket(socket.AF_UNIX).bind(str(path))
+told = pathlib.Path(sys.argv[1])
+told.with_suffix(".part").write_text(str(path))
+told.with_suffix(".part").rename(told)
+time.sleep(600)
+"""
+
+
+@pytest.mark.anyio
+async def test_what_a_killed_engine_leaves_in_its_temporary_folder_is_removed(tmp_path: Path) -> None:
+    told = tmp_path / "path"
+    argv = [sys.executable, "-c", LITTER, str(told)]
+    command = EngineProcess(argv=argv, environment={}, health_path="/health", upstream_model="tiny")
+    running = await RunningEngine.start(command, new_address(), tmp_path / "engine.log")
+    try:
+        await asyncio.to_thread(until, told.exists)
+        left = Path(told.read_text())
+        assert left.is_socket()
+        assert left.parent != Path(tempfile.gettempdir())
+    finally:
+        await running.kill()
+    assert not left.parent.exists()
