@@ -20,29 +20,13 @@ from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
 from tests.fakes.checkpoints import tiny_llama, tiny_tokenizer
+from tests.fakes.openai_requests import ARTIFACTS
 from tests.fakes.run import RecordingRun
 from tests.fakes.serving import add_model, error_of, running_host
 from workers.quantization.registry import load_method
 
-# Small models on every engine and precision, and one that can speak.
-FEW = {"samples": 8, "sequence_length": 64}
-METHODS: dict[str, dict[str, Any]] = {
-    "tiny:bf16": {"type": "none", "dtype": "bf16"},
-    "tiny:fp16": {"type": "none", "dtype": "fp16"},
-    "tiny:int8": {"type": "bitsandbytes", "quantization": "int8"},
-    "tiny:nf4": {"type": "bitsandbytes", "quantization": "nf4"},
-    "tiny:fp4": {"type": "bitsandbytes", "quantization": "fp4"},
-    "tiny:fp8": {"type": "fp8"},
-    "tiny:fp8-e5m2": {"type": "fp8", "format": "e5m2", "activations": "none"},
-    "tiny:int8-w8a8": {"type": "int8"},
-    "tiny:nvfp4": {"type": "fp4", "format": "nvfp4"},
-    "tiny:mxfp4": {"type": "fp4", "format": "mxfp4"},
-    "tiny:gptq": {"type": "gptq", "group_size": 64, "calibration": FEW},
-    "tiny:gptq-mixed": {"type": "gptq", "group_size": 64, "overrides": {"mlp": {"bits": 8}}, "calibration": FEW},
-    "tiny:awq": {"type": "awq", "group_size": 64, "calibration": FEW},
-    "tiny:Q8_0": {"type": "gguf", "quantization": "Q8_0"},
-    "tiny:F16-parts": {"type": "gguf", "quantization": "F16", "split_bytes": 600_000},
-}
+# Small models of every kind, and one that can speak.
+METHODS = {f"tiny:{name}": method for name, method in ARTIFACTS.items()}
 BASE = "org/tiny"
 SPEAKING = "demo/smollm2"
 ONE_OF_EACH = ["tiny:bf16", "tiny:Q8_0"]

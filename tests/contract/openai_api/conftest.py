@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -17,7 +19,7 @@ from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
 from tests.fakes.checkpoints import TOOLS_TEMPLATE, tiny_llama
-from tests.fakes.openai_requests import CONTEXT_LENGTH, ENGINES, ENGINES_FOLDER
+from tests.fakes.openai_requests import ARTIFACTS, CASES, CONTEXT_LENGTH, ENGINES, ENGINES_FOLDER
 from tests.fakes.run import RecordingRun
 from tests.fakes.serving import add_model, running_host
 from workers.quantization.registry import load_method
@@ -32,39 +34,29 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     )  # fmt: skip
     migrate(settings.database)
     database = Database(settings.database)
-    for kind, template in (("plain", None), ("tools", TOOLS_TEMPLATE)):
-        source = tiny_llama(
-            data / kind, hidden_size=256, intermediate_size=512, chat_template=template, initializer_range=0.15
-        )
-        for engine, method in ENGINES.items():
-            folder = settings.artifacts_folder / f"{engine}-{kind}"
-            folder.mkdir(parents=True)
-            spec, params = parse_method(method)
-            checkpoint = inspect_checkpoint(source)
-            load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
-            add_model(database, f"{kind}:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
-            serve_on(database, f"{kind}:{engine}", engine)
-    source = tiny_embedding_model(data / "embedding")
-    for engine, method in ENGINES.items():
-        folder = settings.artifacts_folder / f"{engine}-embedding"
+    size: Any = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.15}
+    sources = {
+        "plain": tiny_llama(data / "plain", **size),
+        # Its chat template knows of tools.
+        "tools": tiny_llama(data / "tools", **size, chat_template=TOOLS_TEMPLATE),
+        "embedding": tiny_embedding_model(data / "embedding", size),
+    }
+    for (kind, source), (name, case) in product(sources.items(), CASES.items()):
+        folder = settings.artifacts_folder / f"{name}-{kind}"
         folder.mkdir(parents=True)
+        spec, params = parse_method(ARTIFACTS[case.artifact])
         checkpoint = inspect_checkpoint(source)
-        spec, params = parse_method(method)
         load_method(spec.name).quantize(checkpoint, folder, params, RecordingRun(checkpoint, settings.cache_folder))
-        add_model(database, f"embedding:{engine}", ArtifactKind.QUANTIZED, spec.output, folder)
-        serve_on(database, f"embedding:{engine}", engine)
+        add_model(database, f"{kind}:{name}", ArtifactKind.QUANTIZED, spec.output, folder)
+        with database.transaction() as session:
+            DeploymentRepository(session).put(f"{kind}:{name}", {"engine": case.engine})
     database.close()
     return settings
 
 
-def serve_on(database: Database, model: str, engine: str) -> None:
-    with database.transaction() as session:
-        DeploymentRepository(session).put(model, {"engine": engine})
-
-
-def tiny_embedding_model(folder: Path) -> Path:
+def tiny_embedding_model(folder: Path, size: dict[str, Any]) -> Path:
     """As sentence-transformers saves one: a model, and how its vectors are pooled."""
-    tiny_llama(folder, hidden_size=256, intermediate_size=512, initializer_range=0.15)
+    tiny_llama(folder, **size)
     modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
     listed = [
         {"idx": int(number), "name": number, "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -88,17 +80,27 @@ def client(host: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{host}/v1", api_key="unused", max_retries=0, timeout=120)
 
 
-@pytest.fixture(scope="package", params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="package", params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest.fixture(scope="package")
-def model(engine: str) -> str:
-    return f"plain:{engine}"
+def engine(case: str) -> str:
+    return CASES[case].engine
 
 
 @pytest.fixture(scope="package")
-def calling_model(engine: str) -> str:
-    return f"tools:{engine}"
+def model(case: str) -> str:
+    return f"plain:{case}"
+
+
+@pytest.fixture(scope="package")
+def calling_model(case: str) -> str:
+    return f"tools:{case}"
+
+
+@pytest.fixture(scope="package")
+def embedding_model(case: str) -> str:
+    return f"embedding:{case}"

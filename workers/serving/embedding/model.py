@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from app.storage.pooling import Pooling
-from workers.loading import default_device
+from workers.loading import load_backbone
 
 BATCH_TEXTS = 16
 
@@ -21,9 +21,7 @@ class EmbeddingModel:
 
     def __init__(self, folder: Path, pooling: Pooling, *, context_length: int, dtype: str = "auto") -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model: Any = AutoModel.from_pretrained(
-            folder, dtype=dtype, device_map={"": default_device()}, local_files_only=True, trust_remote_code=False
-        ).eval()
+        self.model: Any = load_backbone(folder, dtype)
         self.pooling = pooling
         own = getattr(self.model.config, "max_position_embeddings", context_length)
         self.context_length = min(context_length, own)
