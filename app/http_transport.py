@@ -13,8 +13,7 @@ import httpx
 from aiohttp import ClientConnectorError, ClientSession, DummyCookieJar, TCPConnector
 from httpx_aiohttp import AiohttpTransport
 
-# Less than the serving host and engines keep a connection open: else a request could be sent as they close it.
-KEPT_SECONDS: Final = 15.0
+from app.connections import CLIENTS_KEEP_SECONDS
 
 
 def fast_transport() -> httpx.AsyncBaseTransport:
@@ -24,7 +23,7 @@ def fast_transport() -> httpx.AsyncBaseTransport:
     """
 
     def session() -> ClientSession:
-        connector = TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS)
+        connector = TCPConnector(limit=0, keepalive_timeout=CLIENTS_KEEP_SECONDS)
         return ClientSession(connector=connector, cookie_jar=DummyCookieJar())
 
     return _Transport(client=session)

@@ -21,6 +21,7 @@ from typing import NoReturn, TextIO
 import click
 import httpx
 
+from app.connections import SERVERS_KEEP_SECONDS
 from app.settings import Settings, get_settings
 
 log = logging.getLogger("bitmill.up")
@@ -40,9 +41,7 @@ SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def api_command(host: str, port: int, processes: int = 1) -> list[str]:
-    options = ["--host", host, "--port", str(port), "--workers", str(processes)]
-    options += ["--timeout-graceful-shutdown", str(DRAIN_SECONDS)]
-    return [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--no-access-log", *options]
+    return [*_uvicorn("app.main:create_app", host, port), "--workers", str(processes)]
 
 
 def api_environment(settings: Settings) -> dict[str, str]:
@@ -53,21 +52,18 @@ def api_environment(settings: Settings) -> dict[str, str]:
 
 
 def serving_command(host: str, port: int) -> list[str]:
-    address = ["--host", host, "--port", str(port)]
-    return [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "workers.serving.host:create_host",
-        "--factory",
-        "--no-access-log",
-        # Longer than the API keeps its connections, which must not be closed under a request.
-        "--timeout-keep-alive",
-        "75",
-        "--timeout-graceful-shutdown",
-        str(DRAIN_SECONDS),
-        *address,
-    ]
+    return _uvicorn("workers.serving.host:create_host", host, port)
+
+
+def _uvicorn(factory: str, host: str, port: int) -> list[str]:
+    options = {
+        "--host": host,
+        "--port": str(port),
+        "--timeout-keep-alive": str(SERVERS_KEEP_SECONDS),
+        "--timeout-graceful-shutdown": str(DRAIN_SECONDS),
+    }
+    given = [part for pair in options.items() for part in pair]
+    return [sys.executable, "-m", "uvicorn", factory, "--factory", "--no-access-log", *given]
 
 
 def worker_command(name: str) -> list[str]:

@@ -27,11 +27,11 @@ WEIGHTS: Final = ("*.safetensors", "*.gguf")
 def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> MemoryEstimate:
     """Weights as the engine holds them, a cache for every token that the slots share, and the engine's own needs."""
     shape = read_shape(artifact)
-    draft = options.speculation.draft if options.speculation else None
-    weights = engine.weights_bytes(artifact) + (_widened_bytes(artifact) if options.dtype == "float32" else 0)
+    models = options.models(artifact)
+    widened = _widened_bytes(artifact) if options.dtype == "float32" else 0
     return MemoryEstimate(
-        weights_bytes=weights + (engine.weights_bytes(draft) if draft else 0),
-        cache_bytes=_cache_bytes(shape, options, artifact) if shape else 0,
+        weights_bytes=widened + sum(engine.weights_bytes(model) for model in models),
+        cache_bytes=sum(engine.cache_bytes(model, options) for model in models),
         runtime_bytes=engine.runtime_bytes(artifact)
         + engine.pass_bytes(options)
         + engine.adapters_bytes(artifact, options)
@@ -39,9 +39,10 @@ def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> M
     )
 
 
-def _cache_bytes(shape: AttentionShape, options: EngineOptions, artifact: Path) -> int:
-    width = _bytes_per_value(artifact, options.dtype)
-    return shape.cache_bytes(options.cache_tokens, sequences=options.slots, bytes_per_value=width)
+def cache_bytes(artifact: Path, options: EngineOptions) -> int:
+    """What keys and values take of all the tokens that the slots share; 0 where the model does not say enough."""
+    shape, width = read_shape(artifact), bytes_per_value(artifact, options.dtype)
+    return shape.cache_bytes(options.cache_tokens, sequences=options.slots, bytes_per_value=width) if shape else 0
 
 
 def _widened_bytes(artifact: Path) -> int:
@@ -50,7 +51,7 @@ def _widened_bytes(artifact: Path) -> int:
     return sum(info.end - info.start for info in tensors if info.dtype in ("BF16", "F16"))
 
 
-def _bytes_per_value(artifact: Path, dtype: str | None) -> int:
+def bytes_per_value(artifact: Path, dtype: str | None) -> int:
     """Of keys and values: as precise as the computation, which follows the checkpoint where nobody says otherwise."""
     config = artifact / "config.json"
     if dtype is None and gguf_file(artifact) is None and config.is_file():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
 from app.cli.comparisons import read_method
 from app.cli.contracts import Bytes
+from app.cli.launch import api_command, serving_command
 from app.cli.main import cli
+from app.connections import CLIENTS_KEEP_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,12 @@ def test_wrong_options_are_said_before_anything_is_asked(arguments: list[str], w
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", [api_command, serving_command])
+def test_servers_keep_connections_for_longer_than_clients(command: Callable[[str, int], list[str]]) -> None:
+    given = command("127.0.0.1", 1)
+    kept = int(given[given.index("--timeout-keep-alive") + 1])
+    theirs = httpx.Limits().keepalive_expiry
+    assert theirs is not None
+    assert kept > max(theirs, CLIENTS_KEEP_SECONDS)

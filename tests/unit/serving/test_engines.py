@@ -140,8 +140,9 @@ def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path
     asked = EngineOptions(public_name="org/m", context_length=1000, slots=2, speculation=guess)
     process = VllmEngine(settings).command(tmp_path, asked, ADDRESS)
     given = dict(zip(process.argv, process.argv[1:], strict=False))
-    # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share.
-    assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 2000)
+    # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share, which fill 16
+    # blocks of 128, and for one block more.
+    assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 17 * 128)
     # Nor does it want most of the GPU to be free before it starts: other models may be on it.
     assert float(given["--gpu-memory-utilization"]) < 0.05
     assert given["--max-model-len"] == "512"

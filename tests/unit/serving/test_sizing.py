@@ -16,6 +16,7 @@ from app.settings import Settings
 from workers.serving.engines.base import EngineOptions, Guessing
 from workers.serving.engines.llama_cpp import LlamaCppEngine
 from workers.serving.engines.transformers import TransformersEngine
+from workers.serving.engines.vllm import VllmEngine
 from workers.serving.sizing import estimate_memory, stored_bytes
 
 CONFIG = {
@@ -94,3 +95,15 @@ def test_a_draft_model_counts_too(settings: Settings, tmp_path: Path) -> None:
     estimate = estimate_memory(tmp_path / "large", options, LlamaCppEngine(settings))
     assert estimate.weights_bytes == 1100
     assert estimate.cache_bytes == 0  # no GGUF file at all: the engine will say so
+
+
+def test_the_cache_of_vllm_is_whole_blocks_and_has_room_for_the_draft_model(settings: Settings, tmp_path: Path) -> None:
+    large, small = (checkpoint(tmp_path / name, {"w": torch.zeros(10)}) for name in ("large", "small"))
+    engine, sliding = VllmEngine(settings), {"sliding_window": 4, "layer_types": ["sliding_attention"] * 2}
+    (small / "config.json").write_text(json.dumps(CONFIG | sliding))
+    alone = estimate_memory(large, OPTIONS, engine)
+    # Both slots' 128 tokens fill a block, and one is kept back.
+    assert alone.cache_bytes == 2 * (2 * 4) * 2 * 256
+    both = estimate_memory(large, replace(OPTIONS, speculation=Guessing(tokens=4, draft=small)), engine)
+    assert both.cache_bytes == 2 * alone.cache_bytes
+    assert estimate_memory(large, replace(OPTIONS, dtype="float32"), engine).cache_bytes == 2 * alone.cache_bytes

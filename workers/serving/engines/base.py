@@ -21,12 +21,10 @@ from app.domain.hardware import Device
 from app.domain.memory import shared_tokens
 from app.settings import Settings
 from workers.serving.contract.capabilities import EngineContract
-from workers.serving.sizing import stored_bytes
+from workers.serving.sizing import cache_bytes, stored_bytes
 
 ANY_NUMBER: Final = sys.maxsize
 API_KEY_VARIABLE = "BITMILL_ENGINE_API_KEY"
-# How long engines that keep connections keep an idle one: longer than the serving host does.
-IDLE_SECONDS: Final = 75
 # For a server that is not known to keep connections for as long.
 CLOSING: Final = {"connection": "close"}
 
@@ -100,6 +98,11 @@ class EngineOptions:
         """The size, in tokens, of the key-value cache that all slots share."""
         return shared_tokens(self.context_length, self.slots)
 
+    def models(self, artifact: Path) -> list[Path]:
+        """What is loaded: the artifact, and the draft model if there is one."""
+        draft = self.speculation.draft if self.speculation else None
+        return [artifact, draft] if draft else [artifact]
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteAddress:
@@ -127,7 +130,7 @@ class Address:
 class EngineProcess:
     """A command line. The key travels in `environment`: arguments are readable by every local user.
 
-    `keeps_connections` says that its server can be left with idle ones, for IDLE_SECONDS.
+    `keeps_connections` says that its server can be left with idle ones, as long as servers of ours are.
     """
 
     argv: list[str]
@@ -174,6 +177,10 @@ class Engine(ABC):
     def weights_bytes(self, artifact: Path) -> int:
         """What the weights take once they are loaded: as much as on disk, unless an engine unpacks them."""
         return stored_bytes(artifact)
+
+    def cache_bytes(self, artifact: Path, options: EngineOptions) -> int:
+        """What keys and values of the artifact, or of a draft model beside it, take."""
+        return cache_bytes(artifact, options)
 
     def runtime_bytes(self, artifact: Path) -> int:
         """What a process takes beside weights and cache."""

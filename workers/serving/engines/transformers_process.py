@@ -11,12 +11,13 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from app.connections import SERVERS_KEEP_SECONDS
 from app.storage.pooling import read_pooling
 from workers.serving.batching.application import create_application
 from workers.serving.batching.generator import BatchedGenerator
 from workers.serving.embedding.application import create_embedding_application
 from workers.serving.embedding.model import EmbeddingModel
-from workers.serving.engines.base import API_KEY_VARIABLE, IDLE_SECONDS
+from workers.serving.engines.base import API_KEY_VARIABLE
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     app = _application(arguments, Path(arguments.model))
     address = {"host": arguments.host, "port": arguments.port}
-    uvicorn.run(app, **address, log_level="warning", timeout_keep_alive=IDLE_SECONDS)
+    uvicorn.run(app, **address, log_level="warning", timeout_keep_alive=SERVERS_KEEP_SECONDS)
 
 
 def _application(arguments: argparse.Namespace, folder: Path) -> FastAPI:

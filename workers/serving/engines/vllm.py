@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from app.connections import SERVERS_KEEP_SECONDS
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
 from app.domain.memory import RUNTIME_BYTES, adapter_bytes
 from workers.serving.contract.capabilities import VLLM
 from workers.serving.engines.base import (
-    IDLE_SECONDS,
     Address,
     Engine,
     EngineOptions,
@@ -26,9 +27,11 @@ from workers.serving.engines.base import (
     Told,
 )
 from workers.serving.engines.vllm_install import MARKER
-from workers.serving.sizing import largest_rank, read_shape
+from workers.serving.sizing import bytes_per_value, largest_rank, read_shape
 
 GIB: Final = 1024**3
+# Of its cache: 128 tokens on processors, fewer on GPUs.
+BLOCK_TOKENS: Final = 128
 # Trainings whose whole models, with adapters merged into them, have plain weights of 16 bits.
 TRAINED: Final = frozenset({"full", "lora", "qlora"})
 # gptq's layout is also what hqq and autoround write.
@@ -83,6 +86,15 @@ class VllmEngine(Engine):
         found = re.search(r"^vllm:kv_cache_usage_perc\{[^}]*\} (\S+)$", answer, flags=re.MULTILINE)
         return float(found[1]) if found else None
 
+    def cache_bytes(self, artifact: Path, options: EngineOptions) -> int:
+        shape = read_shape(artifact)
+        if shape is None:
+            return GIB
+        # It hands out whole blocks, keeps one back, and wants room for a whole prompt in layers with a window too.
+        tokens = (-(-options.cache_tokens // BLOCK_TOKENS) + 1) * BLOCK_TOKENS
+        width = bytes_per_value(artifact, options.dtype)
+        return replace(shape, sliding_layers=0).cache_bytes(tokens, bytes_per_value=width)
+
     def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
         if not options.adapter_rank:
             return 0
@@ -115,13 +127,11 @@ class VllmEngine(Engine):
             "--max-model-len": str(_context_length(artifact, options)),
             "--max-num-seqs": str(options.slots),
             "--dtype": options.dtype or "auto",
+            "--kv-cache-memory-bytes": str(sum(self.cache_bytes(model, options) for model in options.models(artifact))),
             # The library that checks grammars here follows them there.
             "--structured-outputs-config": json.dumps({"backend": "guidance"}),
         }
-        on_cpu = self._installed()["device"] == Device.CPU
-        cache_bytes = _cache_bytes(artifact, options)
-        if not on_cpu:
-            flags["--kv-cache-memory-bytes"] = str(cache_bytes)
+        if self._installed()["device"] != Device.CPU:
             # At its start it demands that this share of the GPU be free, 0.92 by default, which leaves no place for
             # a second model. The cache's size is given, and the pool has counted: so it may demand nothing.
             flags["--gpu-memory-utilization"] = "0.01"
@@ -137,18 +147,17 @@ class VllmEngine(Engine):
         argv += ["--enable-lora"] if options.adapter_rank else []
         return EngineProcess(
             argv=argv,
-            environment=self._environment(address, cache_bytes, on_cpu=on_cpu),
+            environment=self._environment(address),
             health_path="/health",
             upstream_model=options.public_name,
             keeps_connections=True,
         )
 
-    def _environment(self, address: Address, cache_bytes: int, *, on_cpu: bool) -> dict[str, str]:
-        cache = {"VLLM_CPU_KVCACHE_SPACE": str(-(-cache_bytes // GIB))} if on_cpu else {}
+    def _environment(self, address: Address) -> dict[str, str]:
         return {
             "VLLM_API_KEY": address.api_key,
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(IDLE_SECONDS),
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(SERVERS_KEEP_SECONDS),
             # Threads that spin while they wait starve every other process of the machine, its own included.
             "OMP_WAIT_POLICY": "passive",
             # It listens on loopback, and only the serving host has the key: nobody else can tell it to.
@@ -159,7 +168,6 @@ class VllmEngine(Engine):
             "TORCHINDUCTOR_CACHE_DIR": str(self.settings.cache_folder / "torchinductor"),
             # Its own tools, such as ninja, before those of this environment.
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '')}",
-            **cache,
         }
 
     def _installed(self) -> dict[str, Any]:
@@ -183,11 +191,6 @@ def _context_length(artifact: Path, options: EngineOptions) -> int:
     config = json.loads((artifact / "config.json").read_text())
     own = (config.get("text_config") or config).get("max_position_embeddings")
     return min(options.context_length, own) if isinstance(own, int) else options.context_length
-
-
-def _cache_bytes(artifact: Path, options: EngineOptions) -> int:
-    shape = read_shape(artifact)
-    return shape.cache_bytes(options.cache_tokens, sequences=options.slots) if shape else GIB
 
 
 def _speculative(options: EngineOptions) -> dict[str, Any]:
