@@ -57,7 +57,8 @@ def every_case() -> dict[str, Case]:
     found = {}
     for engine, (artifact, method) in product(ENGINES, ARTIFACTS.items()):
         kind, _ = parse_method(method)
-        if load_engine(engine, Settings()).spec.loads(kind.output, kind.name, Device.CPU):
+        loads = load_engine(engine, Settings()).spec.loads(kind.output, kind.name, Device.CPU)
+        if loads and (engine, artifact) != ("vllm", "gptq-mixed"):  # it refuses 8 bits of GPTQ
             found[f"{engine}-{artifact}"] = Case(engine, artifact)
     return found
 

@@ -54,8 +54,8 @@ class EnginePlanner:
         measured = measured_speeds(model.evaluations, device)
         wanted = model.options.engine
         return choose_engine(
-            model.format, model.method, device, self.settings, wanted=wanted, measured=measured,
-            adapters=len(model.adapter.folders) if model.adapter else 0,
+            model.format, model.method, device, self.settings, folder=model.folder, wanted=wanted,
+            measured=measured, adapters=len(model.adapter.folders) if model.adapter else 0,
         )  # fmt: skip
 
 

@@ -44,17 +44,26 @@ def flags(argv: list[str]) -> dict[str, str]:
     return dict(zip(argv[3::2], argv[4::2], strict=True))
 
 
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A folder that says nothing of quantization."""
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
 @pytest.mark.parametrize("device", Device)
 # An adapter is served on its base, which is of another format.
 @pytest.mark.parametrize("format_", sorted(set(ArtifactFormat) - {ArtifactFormat.ADAPTER}))
-def test_every_format_has_an_engine_that_loads_it(format_: ArtifactFormat, device: Device, settings: Settings) -> None:
-    engine = choose_engine(format_, None, device, settings, wanted=None)
+def test_every_format_has_an_engine_that_loads_it(
+    format_: ArtifactFormat, device: Device, settings: Settings, plain: Path
+) -> None:
+    engine = choose_engine(format_, None, device, settings, folder=plain, wanted=None)
     assert engine.spec.loads(format_, None, device)
 
 
-def test_every_method_can_be_served_on_a_cpu(settings: Settings) -> None:
+def test_every_method_can_be_served_on_a_cpu(settings: Settings, plain: Path) -> None:
     for name, spec in CATALOG.items():
-        engine = choose_engine(spec.output, name, Device.CPU, settings, wanted=None)
+        engine = choose_engine(spec.output, name, Device.CPU, settings, folder=plain, wanted=None)
         assert engine.spec.name == ("llama_cpp" if spec.output is ArtifactFormat.GGUF else "transformers")
 
 
@@ -68,19 +77,49 @@ def test_the_engines_of_this_environment_can_run_here(name: str, settings: Setti
     load_engine(name, settings).check_environment()
 
 
-def test_vllm_is_first_on_a_gpu_once_it_is_installed(settings: Settings) -> None:
+def test_vllm_is_first_on_a_gpu_once_it_is_installed(settings: Settings, plain: Path) -> None:
     wanted = (ArtifactFormat.SAFETENSORS, "awq", Device.GPU, settings)
-    assert choose_engine(*wanted, wanted=None).spec.name == "transformers"
+    assert choose_engine(*wanted, folder=plain, wanted=None).spec.name == "transformers"
     pretend_vllm(settings, Device.GPU)
-    assert choose_engine(*wanted, wanted=None).spec.name == "vllm"
-    assert choose_engine(*wanted, wanted=None, adapters=1).spec.name == "vllm"
-    assert choose_engine(*wanted, wanted=None, adapters=2).spec.name == "transformers"
+    assert choose_engine(*wanted, folder=plain, wanted=None).spec.name == "vllm"
+    assert choose_engine(*wanted, folder=plain, wanted=None, adapters=1).spec.name == "vllm"
+    assert choose_engine(*wanted, folder=plain, wanted=None, adapters=2).spec.name == "transformers"
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "on"),
+    [
+        (GPTQ, ["cpu", "gpu"]),
+        (GPTQ | {"bits": 8}, ["gpu"]),
+        (GPTQ | {"dynamic": {"+:mlp": {"bits": 8}, "-:head": {}}}, ["gpu"]),
+        (GPTQ | {"bits": 3}, []),
+        (GPTQ | {"sym": False}, []),
+        ({"quant_method": "awq", "bits": 4}, ["cpu", "gpu"]),
+        (None, ["cpu", "gpu"]),
+    ],
+)
+@pytest.mark.parametrize("device", Device)
+def test_vllm_takes_gptq_with_the_bits_that_it_has_kernels_for(
+    quantization: dict[str, Any] | None, on: list[str], device: Device, settings: Settings, plain: Path
+) -> None:
+    (plain / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    pretend_vllm(settings, device)
+    asked = (ArtifactFormat.SAFETENSORS, "gptq", device, settings)
+    if device in on:
+        assert choose_engine(*asked, folder=plain, wanted="vllm").spec.name == "vllm"
+        return
+    with pytest.raises(InvalidParameter, match=r"this model has .* leave `engine` out"):
+        choose_engine(*asked, folder=plain, wanted="vllm")
+    assert choose_engine(*asked, folder=plain, wanted=None).spec.name == "transformers"
 
 
 @pytest.mark.parametrize("training", Adapter)
-def test_vllm_serves_whole_models_of_every_training(training: Adapter, settings: Settings) -> None:
+def test_vllm_serves_whole_models_of_every_training(training: Adapter, settings: Settings, plain: Path) -> None:
     pretend_vllm(settings, Device.GPU)
-    chosen = choose_engine(ArtifactFormat.SAFETENSORS, training.value, Device.GPU, settings, wanted=None)
+    chosen = choose_engine(ArtifactFormat.SAFETENSORS, training.value, Device.GPU, settings, folder=plain, wanted=None)
     assert chosen.spec.name == "vllm"
 
 
@@ -100,10 +139,14 @@ def evaluated(engine: str, rate: float, device: str = "cpu") -> dict[str, Any]:
         ([{"quality": {}}, {"serving": None}], "transformers"),
     ],
 )
-def test_measurements_come_before_the_table(results: list[dict[str, Any]], expected: str, settings: Settings) -> None:
+def test_measurements_come_before_the_table(
+    results: list[dict[str, Any]], expected: str, settings: Settings, plain: Path
+) -> None:
     pretend_vllm(settings, Device.CPU)
     measured = measured_speeds(results, Device.CPU)
-    chosen = choose_engine(ArtifactFormat.SAFETENSORS, None, Device.CPU, settings, wanted=None, measured=measured)
+    chosen = choose_engine(
+        ArtifactFormat.SAFETENSORS, None, Device.CPU, settings, folder=plain, wanted=None, measured=measured
+    )
     assert chosen.spec.name == expected
 
 
@@ -118,10 +161,10 @@ def test_measurements_come_before_the_table(results: list[dict[str, Any]], expec
     ],
 )
 def test_an_engine_that_cannot_is_refused(
-    format_: ArtifactFormat, method: str | None, wanted: str, reason: str, settings: Settings
+    format_: ArtifactFormat, method: str | None, wanted: str, reason: str, settings: Settings, plain: Path
 ) -> None:
     with pytest.raises(InvalidParameter, match=reason) as refused:
-        choose_engine(format_, method, Device.CPU, settings, wanted=wanted)
+        choose_engine(format_, method, Device.CPU, settings, folder=plain, wanted=wanted)
     assert refused.value.param == "engine"
 
 

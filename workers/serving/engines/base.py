@@ -166,6 +166,10 @@ class Engine(ABC):
                     f"install it with: {installer}"
                 )
 
+    def obstacle(self, artifact: Path, device: Device) -> str | None:
+        """Why it cannot load this artifact, though it takes the format and the method; None where it can."""
+        return None
+
     def version(self) -> str | None:
         """The version of the software that generates; None where there is none to tell."""
         return None

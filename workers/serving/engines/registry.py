@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -46,11 +47,12 @@ def choose_engine(
     device: Device,
     settings: Settings,
     *,
+    folder: Path,
     wanted: str | None,
     measured: Mapping[str, float] = NOTHING_MEASURED,
     adapters: int = 0,
 ) -> Engine:
-    """The engine that was asked for, else the first of the table that can.
+    """The engine that was asked for, else the first of the table that can load the artifact in `folder`.
 
     `measured` has tokens per second of engines that were timed with this model: where several were, the fastest of
     them comes before the table. Engines that do not lay so many `adapters` over each other are left out. Raises
@@ -58,7 +60,7 @@ def choose_engine(
     installed.
     """
     if wanted is not None:
-        return _wanted(wanted, artifact_format, method, device, settings)
+        return _wanted(wanted, artifact_format, method, device, settings, folder)
     reasons = []
     for name in _ranked(PREFERENCE[artifact_format, device], measured):
         engine = load_engine(name, settings)
@@ -70,8 +72,11 @@ def choose_engine(
             engine.check_environment()
         except EngineFailed as error:
             reasons.append(error.message)
-        else:
+            continue
+        obstacle = engine.obstacle(folder, device)
+        if obstacle is None:
             return engine
+        reasons.append(obstacle)
     raise EngineFailed("; ".join(reasons) or f"no engine loads {method} artifacts on this machine's {device.value}")
 
 
@@ -84,7 +89,7 @@ def _ranked(names: tuple[str, ...], measured: Mapping[str, float]) -> list[str]:
 
 
 def _wanted(
-    name: str, artifact_format: ArtifactFormat, method: str | None, device: Device, settings: Settings
+    name: str, artifact_format: ArtifactFormat, method: str | None, device: Device, settings: Settings, folder: Path
 ) -> Engine:
     if name not in REGISTRY or name == "remote":
         known = ", ".join(each for each in REGISTRY if each != "remote")
@@ -97,4 +102,6 @@ def _wanted(
             f"`engine` out to have one chosen",
             param="engine",
         )
+    if obstacle := engine.obstacle(folder, device):
+        raise InvalidParameter(f"{obstacle}; leave `engine` out to have one chosen", param="engine")
     return engine

@@ -36,6 +36,8 @@ BLOCK_TOKENS: Final = 128
 TRAINED: Final = frozenset({"full", "lora", "qlora"})
 # gptq's layout is also what hqq and autoround write.
 ANYWHERE: Final = TRAINED | {"none", "int8", "int4", "gptq", "awq", "hqq", "autoround", "qat"}
+# It has kernels for GPTQ's layout of so many bits, if rounding is symmetric.
+GPTQ_BITS: Final = {Device.CPU: frozenset({4}), Device.GPU: frozenset({4, 8})}
 # The ranks that it can make room for; of how many adapters one batch may have requests; and how many it keeps in the
 # machine's memory, so that they need not be read again.
 RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -78,6 +80,21 @@ class VllmEngine(Engine):
                 f"the engine 'vllm' is not installed in {self.folder}; install it with: bitmill engines install vllm "
                 f"(with --cpu where there is no GPU)"
             )
+
+    def obstacle(self, artifact: Path, device: Device) -> str | None:
+        quantization = json.loads((artifact / "config.json").read_text()).get("quantization_config") or {}
+        if quantization.get("quant_method") != "gptq":
+            return None
+        rules = (quantization.get("dynamic") or {}).values()
+        bits = {quantization["bits"], *(rule["bits"] for rule in rules if "bits" in rule)}
+        symmetric = quantization.get("sym", True)
+        if bits <= GPTQ_BITS[device] and symmetric:
+            return None
+        can, has = (" and ".join(map(str, sorted(numbers))) for numbers in (GPTQ_BITS[device], bits))
+        return (
+            f"the engine 'vllm' loads GPTQ's layout on a {device.value} with {can} bits, symmetric; this model has "
+            f"{has}, {'symmetric' if symmetric else 'asymmetric'}"
+        )
 
     def version(self) -> str | None:
         return str(self._installed()["version"])
