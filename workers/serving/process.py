@@ -99,8 +99,8 @@ class RunningEngine:
     @classmethod
     async def start(cls, command: EngineProcess, address: Address, log: Path) -> RunningEngine:
         log.parent.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", LAUNCHER, str(os.getpid()), *command.argv]
         scratch = TemporaryDirectory(prefix="bitmill-engine-", ignore_cleanup_errors=True)
+        argv = [sys.executable, "-m", LAUNCHER, str(os.getpid()), scratch.name, *command.argv]
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *argv,

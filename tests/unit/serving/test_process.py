@@ -51,8 +51,9 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("killed", ["host", "engine"])
 def test_nothing_that_an_engine_started_outlives_it(killed: str, tmp_path: Path) -> None:
-    told, group = tmp_path / "pids", set[int]()
-    host = subprocess.Popen([sys.executable, "-c", HOST, sys.executable, "-c", ENGINE, str(told)])
+    told, group, scratch = tmp_path / "pids", set[int](), tmp_path / "scratch"
+    scratch.mkdir()
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(scratch), sys.executable, "-c", ENGINE, str(told)])
     try:
         until(told.exists)
         engine, worker = map(int, told.read_text().split())
@@ -60,6 +61,7 @@ def test_nothing_that_an_engine_started_outlives_it(killed: str, tmp_path: Path)
         os.kill(host.pid if killed == "host" else engine, signal.SIGKILL)
         until(lambda: not any(map(is_running, group)))
         assert len(group) == 3
+        assert not scratch.exists()
     finally:
         host.kill()
         host.wait()
