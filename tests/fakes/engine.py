@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from app.domain.memory import MemoryEstimate
 from app.settings import Settings
 from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import ANY_NUMBER, Address, Engine, EngineOptions, EngineProcess, EngineSpec
+from workers.serving.engines.vllm_install import MARKER
 from workers.serving.planning import Plan, Planner, engine_options, require_options
 
 
@@ -67,3 +69,10 @@ def planner_for(engine: Engine, settings: Settings, needs: dict[str, int] | None
         return Plan(engine, options, estimate)
 
     return plan
+
+
+def pretend_vllm(settings: Settings, device: Device) -> None:
+    """Looks as if it were installed."""
+    folder = settings.engines_folder / "vllm"
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text(json.dumps({"device": device.value, "version": "1.2.3"}))

@@ -17,7 +17,7 @@ from app.domain.hardware import Device
 from app.domain.quantization.catalog import CATALOG
 from app.domain.serving import DeploymentOptions, RemoteModel
 from app.settings import Settings
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, pretend_vllm
 from workers.serving.deployment import ServedAdapter, ServedModel
 from workers.serving.engines.base import Address, EngineOptions, EngineSpec, Guessing
 from workers.serving.engines.llama_cpp import LlamaCppEngine
@@ -25,7 +25,6 @@ from workers.serving.engines.llama_cpp_threads import MEASURED_BYTES, candidates
 from workers.serving.engines.registry import REGISTRY, choose_engine, load_engine
 from workers.serving.engines.transformers import TransformersEngine
 from workers.serving.engines.vllm import VllmEngine
-from workers.serving.engines.vllm_install import MARKER
 from workers.serving.planning import engine_options, require_options
 
 # 40 tokens of a request in one slot of llama.cpp's server, and another slot at rest.
@@ -168,12 +167,6 @@ def test_an_engine_that_cannot_is_refused(
     assert refused.value.param == "engine"
 
 
-def pretend_vllm(settings: Settings, device: Device) -> None:
-    folder = settings.engines_folder / "vllm"
-    folder.mkdir(parents=True)
-    (folder / MARKER).write_text(json.dumps({"device": device.value, "version": "1.2.3"}))
-
-
 def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path) -> None:
     config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 512}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -183,9 +176,9 @@ def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path
     asked = EngineOptions(public_name="org/m", context_length=1000, slots=2, speculation=guess)
     process = VllmEngine(settings).command(tmp_path, asked, ADDRESS)
     given = dict(zip(process.argv, process.argv[1:], strict=False))
-    # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share, which fill 16
-    # blocks of 128, and for one block more.
-    assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 17 * 128)
+    # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share, which fill 125
+    # blocks of 16, and for three blocks more: one that is part empty for each slot, and one that is kept back.
+    assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 128 * 16)
     # Nor does it want most of the GPU to be free before it starts: other models may be on it.
     assert float(given["--gpu-memory-utilization"]) < 0.05
     assert given["--max-model-len"] == "512"

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from app.domain.hardware import Device
 from app.domain.memory import BATCH_TOKENS, KERNEL_BYTES, pass_tokens
 from app.settings import Settings
+from tests.fakes.engine import pretend_vllm
 from workers.serving.engines.base import EngineOptions, Guessing
 from workers.serving.engines.llama_cpp import LlamaCppEngine
 from workers.serving.engines.transformers import TransformersEngine
@@ -99,11 +101,12 @@ def test_a_draft_model_counts_too(settings: Settings, tmp_path: Path) -> None:
 
 def test_the_cache_of_vllm_is_whole_blocks_and_has_room_for_the_draft_model(settings: Settings, tmp_path: Path) -> None:
     large, small = (checkpoint(tmp_path / name, {"w": torch.zeros(10)}) for name in ("large", "small"))
+    pretend_vllm(settings, Device.CPU)
     engine, sliding = VllmEngine(settings), {"sliding_window": 4, "layer_types": ["sliding_attention"] * 2}
     (small / "config.json").write_text(json.dumps(CONFIG | sliding))
     alone = estimate_memory(large, OPTIONS, engine)
-    # Both slots' 128 tokens fill a block, and one is kept back.
-    assert alone.cache_bytes == 2 * (2 * 4) * 2 * 256
+    # The slots' 128 tokens fill a block of that many, each slot may have one that is part empty, one is kept back.
+    assert alone.cache_bytes == 2 * (2 * 4) * 2 * 4 * 128
     both = estimate_memory(large, replace(OPTIONS, speculation=Guessing(tokens=4, draft=small)), engine)
     assert both.cache_bytes == 2 * alone.cache_bytes
     assert estimate_memory(large, replace(OPTIONS, dtype="float32"), engine).cache_bytes == 2 * alone.cache_bytes

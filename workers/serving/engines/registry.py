@@ -102,6 +102,7 @@ def _wanted(
             f"`engine` out to have one chosen",
             param="engine",
         )
+    engine.check_environment()
     if obstacle := engine.obstacle(folder, device):
         raise InvalidParameter(f"{obstacle}; leave `engine` out to have one chosen", param="engine")
     return engine

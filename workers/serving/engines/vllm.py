@@ -30,8 +30,8 @@ from workers.serving.engines.vllm_install import MARKER
 from workers.serving.sizing import bytes_per_value, largest_rank, read_shape
 
 GIB: Final = 1024**3
-# Of its cache: 128 tokens on processors, fewer on GPUs.
-BLOCK_TOKENS: Final = 128
+# What its cache is handed out in.
+BLOCK_TOKENS: Final = {Device.CPU: 128, Device.GPU: 16}
 # Trainings whose whole models, with adapters merged into them, have plain weights of 16 bits.
 TRAINED: Final = frozenset({"full", "lora", "qlora"})
 # gptq's layout is also what hqq and autoround write.
@@ -107,10 +107,12 @@ class VllmEngine(Engine):
         shape = read_shape(artifact)
         if shape is None:
             return GIB
-        # It hands out whole blocks, keeps one back, and wants room for a whole prompt in layers with a window too.
-        tokens = (-(-options.cache_tokens // BLOCK_TOKENS) + 1) * BLOCK_TOKENS
+        # The last block of a request is part empty, one block is kept back, and layers with a window, too, need room
+        # for a whole prompt.
+        block = BLOCK_TOKENS[self._device]
+        blocks = -(-options.cache_tokens // block) + options.slots + 1
         width = bytes_per_value(artifact, options.dtype)
-        return replace(shape, sliding_layers=0).cache_bytes(tokens, bytes_per_value=width)
+        return replace(shape, sliding_layers=0).cache_bytes(blocks * block, bytes_per_value=width)
 
     def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
         if not options.adapter_rank:
@@ -148,7 +150,7 @@ class VllmEngine(Engine):
             # The library that checks grammars here follows them there.
             "--structured-outputs-config": json.dumps({"backend": "guidance"}),
         }
-        if self._installed()["device"] != Device.CPU:
+        if self._device is not Device.CPU:
             # At its start it demands that this share of the GPU be free, 0.92 by default, which leaves no place for
             # a second model. The cache's size is given, and the pool has counted: so it may demand nothing.
             flags["--gpu-memory-utilization"] = "0.01"
@@ -186,6 +188,11 @@ class VllmEngine(Engine):
             # Its own tools, such as ninja, before those of this environment.
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '')}",
         }
+
+    @property
+    def _device(self) -> Device:
+        """What it was installed for."""
+        return Device(self._installed()["device"])
 
     def _installed(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / MARKER).read_text())
