@@ -51,9 +51,15 @@ class Soak:
 
     async def run(self, fleet: Fleet) -> None:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=self.url, timeout=300, limits=limits) as client:
-            clients = [self.one_client(client) for _ in range(CLIENTS)]
-            await asyncio.gather(*clients, self.unload_now_and_then(client), self.sample(client, fleet))
+        # One task that fails ends the others before the connections at which they wait are closed.
+        async with (
+            httpx.AsyncClient(base_url=self.url, timeout=300, limits=limits) as client,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for _ in range(CLIENTS):
+                tasks.create_task(self.one_client(client))
+            tasks.create_task(self.unload_now_and_then(client))
+            tasks.create_task(self.sample(client, fleet))
 
     async def one_client(self, client: httpx.AsyncClient) -> None:
         while not self.over:

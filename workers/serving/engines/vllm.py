@@ -184,7 +184,6 @@ class VllmEngine(Engine):
             "HF_HUB_OFFLINE": "1",
             # What it compiles at a model's first load makes the next load quick.
             "VLLM_CACHE_ROOT": str(self.settings.cache_folder / "vllm"),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.settings.cache_folder / "torchinductor"),
             # Its own tools, such as ninja, before those of this environment.
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', '')}",
         }
