@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,12 +26,12 @@ WEIGHTS: Final = ("*.safetensors", "*.gguf")
 
 def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> MemoryEstimate:
     """Weights as the engine holds them, a cache for every token that the slots share, and the engine's own needs."""
-    shape = read_shape(artifact)
     models = options.models(artifact)
+    shape, *drafts = map(read_shape, models)
     widened = _widened_bytes(artifact) if options.dtype == "float32" else 0
     return MemoryEstimate(
-        weights_bytes=widened + sum(engine.weights_bytes(model) for model in models),
-        cache_bytes=sum(engine.cache_bytes(model, options) for model in models),
+        weights_bytes=widened + sum(map(engine.weights_bytes, models)),
+        cache_bytes=cache_bytes(engine, options, models, [shape, *drafts]),
         runtime_bytes=engine.runtime_bytes(artifact)
         + engine.pass_bytes(options)
         + engine.adapters_bytes(artifact, options)
@@ -39,10 +39,14 @@ def estimate_memory(artifact: Path, options: EngineOptions, engine: Engine) -> M
     )
 
 
-def cache_bytes(artifact: Path, options: EngineOptions) -> int:
-    """What keys and values take of all the tokens that the slots share; 0 where the model does not say enough."""
-    shape, width = read_shape(artifact), bytes_per_value(artifact, options.dtype)
-    return shape.cache_bytes(options.cache_tokens, sequences=options.slots, bytes_per_value=width) if shape else 0
+def cache_bytes(
+    engine: Engine, options: EngineOptions, models: Sequence[Path], shapes: Iterable[AttentionShape | None]
+) -> int:
+    """What the engine sets aside for keys and values of the models, whose `shapes` these are."""
+    return sum(
+        engine.cache_bytes(shape, options, _bytes_per_value(model, options.dtype))
+        for model, shape in zip(models, shapes, strict=True)
+    )
 
 
 def _widened_bytes(artifact: Path) -> int:
@@ -51,7 +55,7 @@ def _widened_bytes(artifact: Path) -> int:
     return sum(info.end - info.start for info in tensors if info.dtype in ("BF16", "F16"))
 
 
-def bytes_per_value(artifact: Path, dtype: str | None) -> int:
+def _bytes_per_value(artifact: Path, dtype: str | None) -> int:
     """Of keys and values: as precise as the computation, which follows the checkpoint where nobody says otherwise."""
     config = artifact / "config.json"
     if dtype is None and gguf_file(artifact) is None and config.is_file():

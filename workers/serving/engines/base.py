@@ -18,10 +18,10 @@ from urllib.parse import quote
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
-from app.domain.memory import shared_tokens
+from app.domain.memory import AttentionShape, shared_tokens
 from app.settings import Settings
 from workers.serving.contract.capabilities import EngineContract
-from workers.serving.sizing import cache_bytes, stored_bytes
+from workers.serving.sizing import stored_bytes
 
 ANY_NUMBER: Final = sys.maxsize
 API_KEY_VARIABLE = "BITMILL_ENGINE_API_KEY"
@@ -182,9 +182,11 @@ class Engine(ABC):
         """What the weights take once they are loaded: as much as on disk, unless an engine unpacks them."""
         return stored_bytes(artifact)
 
-    def cache_bytes(self, artifact: Path, options: EngineOptions) -> int:
-        """What keys and values of the artifact, or of a draft model beside it, take."""
-        return cache_bytes(artifact, options)
+    def cache_bytes(self, shape: AttentionShape | None, options: EngineOptions, bytes_per_value: int) -> int:
+        """What keys and values take, of all tokens that the slots share; `shape` None: the model says too little."""
+        if shape is None:
+            return 0
+        return shape.cache_bytes(options.cache_tokens, sequences=options.slots, bytes_per_value=bytes_per_value)
 
     def runtime_bytes(self, artifact: Path) -> int:
         """What a process takes beside weights and cache."""

@@ -16,7 +16,7 @@ from app.connections import SERVERS_KEEP_SECONDS
 from app.domain.artifacts import ArtifactFormat
 from app.domain.errors import EngineFailed
 from app.domain.hardware import Device
-from app.domain.memory import RUNTIME_BYTES, adapter_bytes
+from app.domain.memory import RUNTIME_BYTES, AttentionShape, adapter_bytes
 from workers.serving.contract.capabilities import VLLM
 from workers.serving.engines.base import (
     Address,
@@ -27,7 +27,7 @@ from workers.serving.engines.base import (
     Told,
 )
 from workers.serving.engines.vllm_install import MARKER
-from workers.serving.sizing import bytes_per_value, largest_rank, read_shape
+from workers.serving.sizing import cache_bytes, largest_rank, read_shape
 
 GIB: Final = 1024**3
 # What its cache is handed out in.
@@ -103,16 +103,14 @@ class VllmEngine(Engine):
         found = re.search(r"^vllm:kv_cache_usage_perc\{[^}]*\} (\S+)$", answer, flags=re.MULTILINE)
         return float(found[1]) if found else None
 
-    def cache_bytes(self, artifact: Path, options: EngineOptions) -> int:
-        shape = read_shape(artifact)
+    def cache_bytes(self, shape: AttentionShape | None, options: EngineOptions, bytes_per_value: int) -> int:
         if shape is None:
             return GIB
         # The last block of a request is part empty, one block is kept back, and layers with a window, too, need room
         # for a whole prompt.
         block = BLOCK_TOKENS[self._device]
         blocks = -(-options.cache_tokens // block) + options.slots + 1
-        width = bytes_per_value(artifact, options.dtype)
-        return replace(shape, sliding_layers=0).cache_bytes(blocks * block, bytes_per_value=width)
+        return replace(shape, sliding_layers=0).cache_bytes(blocks * block, bytes_per_value=bytes_per_value)
 
     def adapters_bytes(self, artifact: Path, options: EngineOptions) -> int:
         if not options.adapter_rank:
@@ -137,7 +135,7 @@ class VllmEngine(Engine):
         return Told("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def command(self, artifact: Path, options: EngineOptions, address: Address) -> EngineProcess:
-        python = self.folder / "bin" / "python"
+        python, models = self.folder / "bin" / "python", options.models(artifact)
         flags = {
             "--model": str(artifact),
             "--served-model-name": options.public_name,
@@ -146,7 +144,7 @@ class VllmEngine(Engine):
             "--max-model-len": str(_context_length(artifact, options)),
             "--max-num-seqs": str(options.slots),
             "--dtype": options.dtype or "auto",
-            "--kv-cache-memory-bytes": str(sum(self.cache_bytes(model, options) for model in options.models(artifact))),
+            "--kv-cache-memory-bytes": str(cache_bytes(self, options, models, map(read_shape, models))),
             # The library that checks grammars here follows them there.
             "--structured-outputs-config": json.dumps({"backend": "guidance"}),
         }
