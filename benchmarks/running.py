@@ -47,5 +47,5 @@ def running_bitmill(data_dir: Path | None = None) -> Iterator[Bitmill]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=(data_dir or Path(folder)).absolute())
         with running_fleet(settings, "127.0.0.1", port, 1) as fleet, BitmillClient(url) as client:
-            assert wait_until_ready(fleet, url, workers=1)
+            assert wait_until_ready(fleet, url)
             yield Bitmill(settings, url, client, fleet)

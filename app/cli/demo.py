@@ -34,7 +34,7 @@ def run(data: Path | None) -> int:
     stop = launch.StopSignal()
     console.print(f"Starting Bitmill on {url} (data in {settings.data_folder})")
     with launch.running_fleet(settings, "127.0.0.1", port, workers=1) as fleet:
-        if not launch.wait_until_ready(fleet, url, workers=1, stop=stop):
+        if not launch.wait_until_ready(fleet, url, key=key, stop=stop):
             raise click.ClickException(f"Bitmill did not start; see {settings.logs_folder}")
         with BitmillClient(url, key) as client:
             finished = [_quantize(client, method, console) for method in METHODS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,30 +13,23 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 import click
 import httpx
 
+from app.cli.fleet import SHARED_METRICS, Fleet, Role
+from app.client import BitmillClient, RequestFailed
 from app.connections import SERVERS_KEEP_SECONDS
 from app.settings import Settings, get_settings
 
 log = logging.getLogger("bitmill.up")
 
-# How long the children may take to end by themselves before they are killed.
-STOP_SECONDS = 15.0
-# Of these, how long requests in flight may take; whoever waits for a model to load would wait for longer.
+# Of the time that children have to end, how long requests in flight may take; whoever waits for a model to load
+# would wait for longer.
 DRAIN_SECONDS = 8
 WATCH_SECONDS = 0.2
-# A child that ran for this long before it ended is started again at once.
-STABLE_SECONDS = 30.0
-LONGEST_BACKOFF_SECONDS = 30.0
-
-
-# Where the processes of one API add up their metrics; the name is the Prometheus client's.
-SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def api_command(host: str, port: int, processes: int = 1) -> list[str]:
@@ -91,72 +83,26 @@ def migrate(environment: dict[str, str]) -> None:
         raise click.ClickException("the database could not be migrated; the lines above say why")
 
 
-@dataclass
-class Role:
-    """One child of `bitmill up`, started again when it ends."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    log_path: Path
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    restart_at: float = 0.0
-    failures: int = 0
-
-    def start(self) -> None:
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as output:
-            # Its own session: Ctrl-C reaches `bitmill up` alone, which then ends the children in order.
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli.tether", str(os.getpid()), *self.command[1:]],
-                env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
-        self.started_at = time.monotonic()
-
-    def look(self) -> None:
-        """Starts the child again if it has ended, later each time it fails soon after its start."""
-        if self.process is None:
-            if time.monotonic() >= self.restart_at:
-                self.start()
-        elif (code := self.process.poll()) is not None:
-            stable = time.monotonic() - self.started_at > STABLE_SECONDS
-            self.failures = 1 if stable else self.failures + 1
-            delay = min(2.0 ** (self.failures - 1) - 1, LONGEST_BACKOFF_SECONDS)
-            log.warning("%s ended with code %s; starting it again in %.0f s", self.name, code, delay)
-            self.process, self.restart_at = None, time.monotonic() + delay
+def require_installation(environment: dict[str, str]) -> None:
+    """Before any process is started on a database and a data folder that do not belong together."""
+    _run_on_installation("check", environment)
 
 
-@dataclass
-class Fleet:
-    """All children together."""
+def adopt(data: Path | None) -> str:
+    """Has the database keep the data folder. Returns what there is to tell."""
+    settings = get_settings().model_copy(update={"data_dir": data} if data else {})
+    environment = os.environ | {"BITMILL_DATA_DIR": str(settings.data_folder)}
+    with exclusive(settings.data_folder):
+        migrate(environment)
+        return _run_on_installation("adopt", environment)
 
-    roles: list[Role] = field(default_factory=list)
 
-    def start(self) -> None:
-        for role in self.roles:
-            role.start()
-
-    def look(self) -> None:
-        for role in self.roles:
-            role.look()
-
-    def stop(self) -> None:
-        """Asks every child to end, then kills those that are still there after a while."""
-        running = [role.process for role in self.roles if role.process is not None]
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in running:
-            try:
-                process.wait(timeout=max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        for role in self.roles:
-            shutil.rmtree(role.environment.get(SHARED_METRICS, ""), ignore_errors=True)
+def _run_on_installation(command: str, environment: dict[str, str]) -> str:
+    argv = [sys.executable, "-m", "app.installation", command]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise click.ClickException(done.stderr.strip())
+    return done.stdout.strip()
 
 
 def embedded_environment(settings: Settings, port: int, serving_port: int) -> dict[str, str]:
@@ -189,7 +135,9 @@ def create_fleet(settings: Settings, host: str, port: int, workers: int) -> Flee
 def running_fleet(settings: Settings, host: str, port: int, workers: int) -> Iterator[Fleet]:
     """A migrated database, all children started, and all of them ended at the end, come what may."""
     with exclusive(settings.data_folder):
-        migrate(embedded_environment(settings, port, 0))
+        environment = embedded_environment(settings, port, 0)
+        migrate(environment)
+        require_installation(environment)
         fleet = create_fleet(settings, host, port, workers)
         try:
             fleet.start()
@@ -221,10 +169,11 @@ def up(*, host: str | None, port: int | None, data: Path | None, workers: int) -
     host, port = host or settings.host, settings.port if port is None else port
     port = port or free_port()
     require_free_port(host, port)
+    key = settings.api_keys[0] if settings.api_keys else None
     stop = StopSignal()
     with running_fleet(settings, host, port, workers) as fleet:
         click.echo(f"Bitmill on http://{host}:{port} (data in {settings.data_folder}, logs in logs/ there)")
-        if wait_until_ready(fleet, f"http://{host}:{port}", workers=workers, stop=stop):
+        if wait_until_ready(fleet, f"http://{host}:{port}", key=key, stop=stop):
             click.echo("ready; Ctrl-C stops it")
         while not stop.wait(WATCH_SECONDS):
             fleet.look()
@@ -252,22 +201,28 @@ class StopSignal:
 
 
 def wait_until_ready(
-    fleet: Fleet, url: str, *, workers: int, stop: StopSignal | None = None, timeout_seconds: float = 120.0
+    fleet: Fleet, url: str, *, key: str | None = None, stop: StopSignal | None = None, timeout_seconds: float = 120.0
 ) -> bool:
-    """True once the API answers and every worker has said what it can do."""
+    """True once the API answers and each of the fleet's own workers has said what it can do."""
     deadline = time.monotonic() + timeout_seconds
-    while time.monotonic() < deadline:
-        if stop is not None and stop.came:
-            return False
-        fleet.look()
-        try:
-            answer = httpx.get(f"{url}/readyz", timeout=5).json()
-            if answer.get("workers", 0) >= workers:
+    with BitmillClient(url, key) as client:
+        while time.monotonic() < deadline:
+            if stop is not None and stop.came:
+                return False
+            fleet.look()
+            # Their ids: the row of a worker that was killed a moment ago still looks alive.
+            if fleet.worker_ids() <= _live_workers(client):
                 return True
-        except httpx.TransportError:
-            log.debug("the API does not answer yet")
-        time.sleep(WATCH_SECONDS)
+            time.sleep(WATCH_SECONDS)
     return False
+
+
+def _live_workers(client: BitmillClient) -> set[str]:
+    try:
+        return {str(row["id"]) for row in client.workers()}
+    except (httpx.TransportError, RequestFailed) as error:
+        log.debug("the API does not answer yet: %s", error)
+        return set()
 
 
 def free_port() -> int:

@@ -19,7 +19,8 @@ def follow_job(client: BitmillClient, job_id: str, console: Console, title: str 
         TextColumn("{task.fields[stage]}"),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title or job_id, total=1.0, stage="queued")
+        stage = _progress(client.job(job_id))["stage"] or "queued"
+        task = progress.add_task(title or job_id, total=1.0, stage=stage)
         for event in client.follow(job_id):
             if "fraction" in event["data"]:
                 progress.update(task, completed=event["data"]["fraction"], stage=event["data"]["stage"])
@@ -28,8 +29,12 @@ def follow_job(client: BitmillClient, job_id: str, console: Console, title: str 
             elif event["level"] != "info":
                 progress.console.print(f"[yellow]{event['message']}")
         job = client.job(job_id)
-        progressed = job.get("progress") or job["bitmill"]["progress"]
-        done = 1.0 if job["status"] == "succeeded" else progressed["fraction"]
+        done = 1.0 if job["status"] == "succeeded" else _progress(job)["fraction"]
         stage = "reused" if job.get("reused") else job["status"]
         progress.update(task, completed=done, stage=stage)
     return job
+
+
+def _progress(job: Json) -> Json:
+    found: Json = job.get("progress") or job["bitmill"]["progress"]
+    return found

@@ -1,6 +1,7 @@
 """Every error that Bitmill raises on purpose.
 
 BitmillError
+├── WrongInstallation              this database and this data folder do not belong together; no process starts
 ├── InvalidRequest                 the request is wrong: change it
 │   ├── UnknownMethod
 │   ├── InvalidParameter
@@ -24,7 +25,7 @@ BitmillError
 ├── Conflict                       the request is right, the moment is wrong
 │   ├── IllegalTransition
 │   ├── MethodUnavailable
-│   ├── NoWorkerAvailable
+│   ├── NoWorkerAvailable          the workers that are there lack the device that was asked for
 │   ├── ModelInUse
 │   └── FileInUse
 ├── TooManyRequests                come again when Retry-After has passed
@@ -74,6 +75,10 @@ class BitmillError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """OpenAI's error object: all four fields, always."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+class WrongInstallation(BitmillError):
+    code = "wrong_installation"
 
 
 class InvalidRequest(BitmillError):

@@ -40,7 +40,8 @@ class ComparisonService:
     def submit(self, request: ComparisonRequest) -> dict[str, Any]:
         """Stores the comparison with its first job, the original's evaluation; the others follow from the sweep.
 
-        A method that no worker has becomes a row that says so. Raises NotFound, InvalidRequest or NoWorkerAvailable.
+        A method that no worker has becomes a row that says so. Raises NotFound, InvalidRequest or
+        NoWorkerAvailable.
         """
         self.evaluations.check(self._original(request))
         queue = self.workers.queue_on(request.device, param="device")

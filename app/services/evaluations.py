@@ -22,8 +22,7 @@ class EvaluationService(JobService):
     def submit(self, request: EvaluationRequest) -> JobRow:
         """Checks what can be checked now, stores the job, and only then rings for a worker.
 
-        Raises NotFound or InvalidRequest for a model, reference or dataset that cannot be read, or
-        NoWorkerAvailable.
+        Raises NotFound or InvalidRequest for a model, reference or dataset that cannot be read.
         """
         checked = self.check(request)
         job = new_evaluation(checked, self.workers.any_queue())

@@ -32,7 +32,7 @@ class FineTuningService(JobService):
         """Checks model and every line of the data, stores the job, and only then rings for a worker.
 
         Raises NotFound or InvalidRequest for a model or file that cannot be used (with the number of a bad line),
-        DiskFull, MethodUnavailable or NoWorkerAvailable.
+        DiskFull, NoWorkerAvailable or MethodUnavailable.
         """
         self._inspect(request)
         self._check_data(request.training_file, "training_file")

@@ -71,7 +71,9 @@ class JobService:
 
     def get(self, job_id: str) -> JobRow:
         with self.database.reading() as session:
-            return JobRepository(session).get(job_id, self.kind)
+            job = JobRepository(session).get(job_id, self.kind)
+        self.workers.tell_what_they_wait_for([job])
+        return job
 
     def page(
         self, *, limit: int, after: str | None, status: str | None = None, model: str | None = None,
@@ -84,9 +86,11 @@ class JobService:
             )
         states = STATES_OF_STATUS[status] if status else []
         with self.database.reading() as session:
-            return JobRepository(session).page(
+            found, has_more = JobRepository(session).page(
                 kind=self.kind, limit=limit, after=after, states=states, model=model, metadata=metadata
             )
+        self.workers.tell_what_they_wait_for(found)
+        return found, has_more
 
     def cancel(self, job_id: str) -> JobRow:
         """Cancels a queued job at once and asks a running one's worker to end it.

@@ -151,11 +151,25 @@ def test_a_full_disk_is_said_before_queueing(client: TestClient, monkeypatch: py
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
 
 
-def test_no_worker_is_a_conflict_that_says_what_to_start(client: TestClient, add_worker: AddWorker) -> None:
-    add_worker(heartbeat_at=time.time() - 3600)
+def test_a_job_is_accepted_before_its_worker_is_there(client: TestClient, add_worker: AddWorker) -> None:
+    add_worker(heartbeat_at=time.time() - 3600, stopped_at=time.time() - 3600)
     answer = client.post(JOBS, json={"model": "tiny", "method": {"type": "none"}})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_worker_available")
-    assert "bitmill worker" in answer.json()["error"]["message"]
+    assert (answer.status_code, answer.json()["status"]) == (201, "queued")
+    waiting = {"fraction": 0.0, "stage": "waiting for a worker with the method none", "eta_seconds": None}
+    assert answer.json()["progress"] == waiting
+    assert client.get(JOBS).json()["data"][0]["progress"] == waiting
+    add_worker(id="here-2", methods={"gguf": None, "none": "no module named 'torch'"})
+    assert client.get(f"{JOBS}/{answer.json()['id']}").json()["progress"] == waiting
+    add_worker(id="here-3")
+    assert client.get(f"{JOBS}/{answer.json()['id']}").json()["progress"]["stage"] is None
+
+
+def test_a_job_for_a_gpu_waits_for_a_worker_that_has_one(client: TestClient, add_worker: AddWorker) -> None:
+    add_worker(heartbeat_at=time.time() - 3600)
+    asked = {"model": "tiny", "method": {"type": "none"}, "contract": {"max_kl_divergence": 1.0, "device": "gpu"}}
+    answer = client.post(JOBS, json=asked)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["progress"]["stage"] == "waiting for a worker with a GPU and the method none"
 
 
 def test_a_method_that_no_worker_has_is_a_conflict_with_its_reason(client: TestClient, add_worker: AddWorker) -> None:
