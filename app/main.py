@@ -14,6 +14,7 @@ from app.api.dependencies import require_api_key
 from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, fine_tuning, models
 from app.error_handlers import install_error_handlers
+from app.installation import checked_installation
 from app.persistence.unit_of_work import Database
 from app.processes import die_with_parent, keep_what_is_loaded
 from app.queue.configuration import create_celery
@@ -79,6 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # The process that holds the port may be killed outright; none of those that share it may stay.
         die_with_parent(os.getppid())
     keep_what_is_loaded()
-    yield
+    async with checked_installation(app.state.database, app.state.settings):
+        yield
     await app.state.serving.aclose()
     app.state.database.close()

@@ -113,6 +113,12 @@ class Settings(BaseSettings):
         default=3, ge=1, description="How often a job may lose its worker or its process before it fails."
     )
     min_free_disk_bytes: int = Field(default=256 * 1024**2, ge=0, description="Free disk space that a job must leave.")
+    quarantine_days: float = Field(
+        default=7.0,
+        ge=0,
+        description="How long files that the database does not know are kept aside, in quarantine/ of the data folder, "
+        "before they are deleted.",
+    )
     max_shard_bytes: int = Field(
         default=4 * 1024**3, ge=1024, description="Size limit of one safetensors file of an artifact."
     )
@@ -215,6 +221,11 @@ class Settings(BaseSettings):
     def files_folder(self) -> Path:
         """Uploaded files, each under its id."""
         return self.data_folder / "files"
+
+    @property
+    def quarantine_folder(self) -> Path:
+        """What the database does not know, moved here from the other folders."""
+        return self.data_folder / "quarantine"
 
     @property
     def cache_folder(self) -> Path:

@@ -6,17 +6,22 @@ The worker's own row, heartbeat and sweep live as long as Celery's worker does.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from celery import signals
 from kombu import Queue
 
+from app.domain.errors import WrongInstallation
+from app.installation import require_installation
 from app.persistence.unit_of_work import Database
 from app.queue.configuration import create_celery
 from app.queue.dispatcher import CeleryDispatcher
 from app.settings import get_settings
 from workers.presence import Presence
 from workers.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
 
 settings = get_settings()
 app = create_celery(settings)
@@ -34,6 +39,11 @@ def _configure_logging(**_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _choose_queues(conf: Any, **_: Any) -> None:
+    try:
+        require_installation(database, settings)
+    except WrongInstallation as error:
+        # Celery would log any other exception of a signal's handler, and go on.
+        sys.exit(f"this worker does not start: {error.message}")
     conf.task_queues = [Queue(name) for name in presence.look_around()]
 
 

@@ -16,24 +16,23 @@ import app
 from app.domain.contract import AUTO
 from app.domain.errors import IllegalTransition, WorkerLost
 from app.domain.hardware import Device
-from app.domain.jobs import FINAL_STATES, JobState
-from app.persistence.artifacts import ArtifactRepository
-from app.persistence.jobs import ACTIVE, JobRepository
+from app.domain.jobs import JobState
+from app.persistence.jobs import JobRepository
 from app.persistence.tables import JobRow, WorkerRow
 from app.persistence.unit_of_work import Database
 from app.persistence.workers import WorkerRepository
 from app.queue.dispatcher import Dispatcher
 from app.settings import Settings
-from app.storage import artifacts
 from workers.comparisons import advance_comparisons
 from workers.probe import Probe, probe_in_child
+from workers.tidying import Tidying
 
 log = logging.getLogger(__name__)
 
 # A message that nobody answered for this long was lost, or its worker died with it in hand.
 UNANSWERED_SECONDS = 5.0
-# Far longer than rename and commit lie apart.
-STRAY_SECONDS = 3600.0
+# How often what was left behind is looked for, beside the start and each job's end.
+TIDY_SECONDS = 3600.0
 
 
 class Presence:
@@ -43,6 +42,7 @@ class Presence:
         self.database = database
         self.settings = settings
         self.dispatcher = dispatcher
+        self.tidying = Tidying(database, settings)
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}"
         self.current_job_id: str | None = None
         self.probe: Probe | None = None
@@ -73,9 +73,7 @@ class Presence:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
         self.requeue_from_dead_neighbours()
-        self._remove_strays()
-        self.clean_staging()
-        self.clean_checkpoints()
+        self.tidying.tidy()
         log.info("worker %s takes jobs from %s", self.worker_id, ", ".join(self.queues))
 
     def leave(self) -> None:
@@ -139,7 +137,7 @@ class Presence:
             for job in expired:
                 release(JobRepository(session), job, self.settings, "its worker fell silent")
         if expired:
-            self.clean_staging()
+            self.tidying.clean_staging()
 
     def requeue_from_dead_neighbours(self) -> None:
         """After a crash on this machine there is no need to wait for leases: the processes are gone."""
@@ -151,35 +149,6 @@ class Presence:
                 workers.stop(worker.id)
                 for job in JobRepository(session).held_by(worker.id):
                     release(JobRepository(session), job, self.settings, "its worker died")
-
-    def clean_staging(self) -> None:
-        """Removes what attempts left behind whose worker had no time to do it."""
-        folder = self.settings.staging_folder
-        for left in list(folder.iterdir()) if folder.exists() else []:
-            job_id, _, attempt = left.name.rpartition("-")
-            with self.database.reading() as session:
-                state = JobRepository(session).state_for(job_id, int(attempt)) if attempt.isdecimal() else None
-            if state not in ACTIVE:
-                log.info("removed %s from the staging folder: no worker is at it", left.name)
-                artifacts.remove(left)
-
-    def clean_checkpoints(self) -> None:
-        """Removes what jobs kept between attempts, once they have ended."""
-        folder = self.settings.checkpoints_folder
-        artifacts.finish_removals(folder)
-        for left in list(folder.iterdir()) if folder.exists() else []:
-            with self.database.reading() as session:
-                job = JobRepository(session).find(left.name)
-            if job is None or JobState(job.state) in FINAL_STATES:
-                artifacts.remove(left)
-
-    def _remove_strays(self) -> None:
-        with self.database.reading() as session:
-            known = ArtifactRepository(session).ids()
-        older_than = time.time() - STRAY_SECONDS
-        strays = artifacts.remove_strays(self.settings.artifacts_folder, keep=known, older_than=older_than)
-        for name in strays:
-            log.warning("removed %s from the artifacts folder: no row names it", name)
 
 
 def queues_for(devices: frozenset[Device]) -> list[str]:

@@ -88,7 +88,7 @@ class Supervisor:
         finally:
             self.presence.current_job_id = None
             artifacts.remove(attempt.staging)
-            self.presence.clean_checkpoints()
+            self.presence.tidying.clean_checkpoints()
 
     def _claim(self, job_id: str) -> Attempt | None:
         try:

@@ -75,6 +75,8 @@ def up(host: str | None, port: int | None, data: Path | None, workers: int) -> N
 def api(host: str | None, port: int | None) -> None:
     """Run the API alone."""
     settings = get_settings()
+    if settings.api_processes > 1:  # else it says so itself; but one of several is started again whenever it ends
+        launch.require_installation(dict(os.environ))
     command = launch.api_command(host or settings.host, settings.port if port is None else port, settings.api_processes)
     launch.replace_process(command, launch.api_environment(settings))
 
@@ -97,6 +99,16 @@ def serving(host: str, port: int) -> None:
 def migrate() -> None:
     """Bring the database to the newest schema."""
     launch.migrate(dict(os.environ))
+
+
+@cli.command()
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: bitmill-data]")
+def adopt(data: Path | None) -> None:
+    """Have the database keep the data folder, where they do not belong together and no process starts.
+
+    For after a restore, or a move, that was meant. Nothing is deleted.
+    """
+    click.echo(launch.adopt(data))
 
 
 @cli.command()

@@ -25,6 +25,17 @@ class Base(DeclarativeBase):
     )
 
 
+class InstallationRow(Base):
+    """One row: the id that this database shares with its data folder."""
+
+    __tablename__ = "installation"
+
+    # Always 1, so that there cannot be a second row.
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float(53))
+
+
 class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (

@@ -22,7 +22,7 @@ from app.storage.files import StagedFile
 
 log = logging.getLogger(__name__)
 
-# Far longer than an upload may be silent, and than rename and commit lie apart.
+# Far longer than an upload may be silent.
 ABANDONED_SECONDS: Final = 3600.0
 
 
@@ -37,7 +37,7 @@ class FileService:
         Raises UploadTooLarge or DiskFull.
         """
         files.require_size(least_bytes, self.settings)
-        self._remove_abandoned()
+        self._remove_broken()
         require_free_disk(self.settings.files_folder, least_bytes, self.settings.min_free_disk_bytes)
         return StagedFile(self.settings)
 
@@ -65,11 +65,9 @@ class FileService:
             sha256=staged.sha256, created_at=time.time(),
         )  # fmt: skip
 
-    def _remove_abandoned(self) -> None:
-        with self.database.reading() as session:
-            known = FileRepository(session).ids()
+    def _remove_broken(self) -> None:
         older_than = time.time() - ABANDONED_SECONDS
-        for name in files.remove_abandoned(self.settings, keep=known, older_than=older_than):
+        for name in files.remove_broken_uploads(self.settings, older_than=older_than):
             log.warning("removed %s from the files folder: its upload never ended", name)
 
     def get(self, file_id: str) -> FileRow:

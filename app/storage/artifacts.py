@@ -83,6 +83,7 @@ def publish(staged: Path, settings: Settings, artifact_id: str) -> Path:
     target = settings.artifacts_folder / artifact_id
     target.parent.mkdir(parents=True, exist_ok=True)
     staged.rename(target)
+    os.utime(target)  # young, until its row is committed
     sync(target.parent)
     return target
 
@@ -111,20 +112,6 @@ def finish_removals(folder: Path) -> None:
     """Deletes what `remove` put out of sight and a crash left there."""
     for doomed in folder.glob(f"{DOOMED}*"):
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def remove_strays(folder: Path, *, keep: set[str], older_than: float) -> list[str]:
-    """Deletes folders that no row knows, left by a crash between rename and commit. Returns their names."""
-    if not folder.exists():
-        return []
-    strays = [
-        child
-        for child in folder.iterdir()
-        if child.name not in keep and child.is_dir() and child.stat().st_mtime < older_than
-    ]
-    for stray in strays:
-        remove(stray)
-    return [stray.name for stray in strays]
 
 
 def require_free_disk(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:

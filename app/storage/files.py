@@ -101,14 +101,10 @@ def require_size(size_bytes: int, settings: Settings) -> None:
         )
 
 
-def remove_abandoned(settings: Settings, *, keep: set[str], older_than: float) -> list[str]:
-    """Deletes what crashes left: broken uploads, and files whose row was never committed. Returns their names.
-
-    `older_than` (seconds since the epoch) spares the uploads that are going on: each byte makes them younger.
-    """
-    folder = settings.files_folder
-    left = [path for path in folder.iterdir() if path.name not in keep] if folder.exists() else []
-    return [path.name for path in left if _remove_if_older(path, older_than)]
+def remove_broken_uploads(settings: Settings, *, older_than: float) -> list[str]:
+    """Deletes what uploads left that never ended, if the last byte came before `older_than`. Returns their names."""
+    found = list(settings.files_folder.glob(f".*{PARTIAL_SUFFIX}"))
+    return [path.name for path in found if _remove_if_older(path, older_than)]
 
 
 def _remove_if_older(path: Path, moment: float) -> bool:

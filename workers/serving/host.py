@@ -19,6 +19,7 @@ from fastapi.responses import Response
 from app.domain.errors import BitmillError
 from app.error_handlers import install_error_handlers
 from app.http_transport import fast_transport
+from app.installation import checked_installation
 from app.json_body import parse_body
 from app.persistence.unit_of_work import Database
 from app.processes import keep_what_is_loaded
@@ -58,7 +59,10 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     transport = fast_transport()
-    async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+    async with (
+        checked_installation(app.state.database, app.state.settings),
+        httpx.AsyncClient(transport=transport, trust_env=False) as client,
+    ):
         app.state.client = client
         app.state.forwarder = Forwarder(app.state.pool, transport, app.state.settings)
         pinned = asyncio.create_task(deployments.load_pinned(app.state.models, app.state.pool))

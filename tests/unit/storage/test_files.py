@@ -11,7 +11,7 @@ import pytest
 from app.domain.errors import DiskFull, UploadTooLarge
 from app.persistence.tables import FileRow
 from app.settings import Settings
-from app.storage.files import StagedFile, locate, remove_abandoned
+from app.storage.files import StagedFile, locate, remove_broken_uploads
 
 ROW = FileRow(id="file-1", filename="a.txt", purpose="evaluation", size_bytes=6, sha256="", created_at=0.0)
 
@@ -73,6 +73,6 @@ def test_what_crashes_left_is_removed_when_it_is_old(settings: Settings) -> None
     for name, age in ((".old.partial", 100), (".new.partial", 0), ("file-known", 100), ("file-stray", 100)):
         (folder / name).touch()
         os.utime(folder / name, (now - age, now - age))
-    removed = remove_abandoned(settings, keep={"file-known"}, older_than=now - 50)
-    assert sorted(removed) == [".old.partial", "file-stray"]
-    assert names(settings) == [".new.partial", "file-known"]
+    removed = remove_broken_uploads(settings, older_than=now - 50)
+    assert removed == [".old.partial"]
+    assert names(settings) == [".new.partial", "file-known", "file-stray"]
