@@ -6,15 +6,18 @@ from typing import Any
 
 from celery import Celery
 
+from app.queue import files
 from app.settings import Settings
 
+# How the settings name the broker in the data folder.
+FILES = "filesystem://"
 RUN_JOB = "bitmill.run_job"
 # Longer than any job: Redis would deliver a running job's message again, to be refused by the claim.
 VISIBILITY_TIMEOUT_SECONDS = 7 * 24 * 3600
 
 
 def create_celery(settings: Settings) -> Celery:
-    app = Celery("bitmill", broker=settings.broker)
+    app = Celery("bitmill", broker=f"{files.SCHEME}://" if settings.broker == FILES else settings.broker)
     app.conf.update(
         task_ignore_result=True,
         task_default_queue="cpu",
@@ -28,7 +31,7 @@ def create_celery(settings: Settings) -> Celery:
 
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
-    if settings.broker != "filesystem://":
+    if settings.broker != FILES:
         return {"visibility_timeout": VISIBILITY_TIMEOUT_SECONDS}
     messages = settings.broker_folder / "messages"
     control = settings.broker_folder / "control"
