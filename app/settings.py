@@ -101,13 +101,26 @@ class Settings(BaseSettings):
         '{"name": {"url": "http://host:8000/v1", "api_key": "…"}}.',
     )
     lease_seconds: float = Field(
-        default=15.0, gt=0, description="A running job whose worker is silent for this long is queued again."
+        default=60.0,
+        gt=0,
+        description="A running job whose worker is silent for this long is queued again; for as long a worker goes on "
+        "while the database is away.",
     )
     heartbeat_seconds: float = Field(
         default=2.0, gt=0, description="How often a worker renews its lease and its own row."
     )
     worker_grace_seconds: float = Field(
         default=120.0, gt=0, description="A job is accepted if a fitting worker was seen this recently."
+    )
+    job_silence_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="A job's process that gives no sign of life for this long is ended; that counts as an attempt.",
+    )
+    stage_timeout_seconds: float = Field(
+        default=7200.0,
+        gt=0,
+        description="A job whose work gets no further for this long is ended in the same way, with the stage named.",
     )
     max_attempts: int = Field(
         default=3, ge=1, description="How often a job may lose its worker or its process before it fails."

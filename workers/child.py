@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,9 @@ from typing import Any, Final
 Message = dict[str, Any]
 
 CHUNK_BYTES = 65536
+# The kind of the message that only says that the process runs, and how often it is sent.
+BEAT: Final = "beat"
+BEAT_SECONDS: Final = 2.0
 
 # Threads that wait for each other by spinning lose nearly all their time where another process wants the cores: a
 # training step took ten times as long.
@@ -111,14 +115,28 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 class Channel:
-    """The child's side of the conversation."""
+    """The child's side of the conversation. Any thread may send."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._file = self._socket.makefile("r", encoding="utf-8")
+        self._sending = threading.Lock()
 
     def send(self, message: Message) -> None:
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
+        with self._sending:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def beat(self) -> None:
+        """Lets a thread of its own say, from now on, that this process runs."""
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def _beat(self) -> None:
+        try:
+            while True:
+                self.send({"kind": BEAT})
+                time.sleep(BEAT_SECONDS)
+        except OSError:
+            return  # the supervisor closed the channel: the process is about to be killed
 
     def receive(self) -> Message:
         """Waits for a message. Raises EOFError when the other side is gone."""

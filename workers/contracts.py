@@ -46,10 +46,11 @@ from app.persistence.tables import ArtifactRow, JobRow
 from app.storage import artifacts
 from app.storage.checkpoints import inspect_checkpoint
 from app.storage.shapes import shape_of_checkpoint
+from workers.attempt import Attempt
 from workers.child import ChildCrashed
 
 if TYPE_CHECKING:
-    from workers.supervisor import Attempt, Supervisor
+    from workers.supervisor import Supervisor
 
 # What of the job's progress finding the source takes.
 RESOLVED: Final = 0.05
@@ -106,7 +107,7 @@ class ContractSearch:
         attempt = replace(self.attempt, span=(0.0, RESOLVED))
         with self.supervisor.child(attempt, "resolve") as child:
             source = self.supervisor.wait_for(child, attempt, "done")["source"]
-        self.supervisor.publisher.import_source(source)
+        self.supervisor.import_source(attempt, source)
         return shape_of_checkpoint(inspect_checkpoint(Path(source["path"])))
 
     def _plan(self, shape: ModelShape) -> list[Candidate]:
@@ -217,13 +218,17 @@ class ContractSearch:
         job, number = self.attempt.job, self.attempt.number
         verdict = "meets the contract" if entry["meets_contract"] else "; ".join(entry["broken_terms"])
         reason = entry["error"]["message"] if entry["error"] else verdict
-        try:
+
+        def write() -> None:
             with self.supervisor.database.transaction() as session:
                 jobs = JobRepository(session)
                 jobs.keep_result(job.id, self._findings(), attempt=number)
                 jobs.add_event(job.id, "message", f"{entry['label']}: {reason}", entry)
+
+        try:
+            self.supervisor.record.to_the_end(write)
         except IllegalTransition as error:
-            raise self.supervisor.why_not(self.attempt) from error
+            raise self.supervisor.record.why_not(self.attempt) from error
 
     def _findings(self) -> Json:
         return {
@@ -237,7 +242,7 @@ class ContractSearch:
             "artifact_id": row.id, "quantized_model": row.name, "quality": row.quality, "fraction": 1.0,
             "stage": "done", "reused": not is_new, "result": self._findings(),
         }  # fmt: skip
-        self.supervisor.finish(self.attempt, JobState.SUCCEEDED, f"{row.name} meets the contract.", values)
+        self.supervisor.record.finish(self.attempt, JobState.SUCCEEDED, f"{row.name} meets the contract.", values)
 
 
 def _order(job: JobRow, method: Json, request: Json | None) -> JobRow:

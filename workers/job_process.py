@@ -33,7 +33,7 @@ from workers.cards import report_facts, write_card
 from workers.child import Channel, Message
 from workers.evaluation.job import answer_tasks, evaluate, time_serving
 from workers.job_run import Reporter, Run, hold_checkpoints, inputs_of, read_calibration_documents
-from workers.stages import StageStore
+from workers.stages import shared_stages
 from workers.training.job import prove_job, train_job
 from workers.versions import versions_of
 
@@ -56,7 +56,7 @@ def quantize(task: Message, channel: Channel, settings: Settings) -> None:
     description = describe(source.name, source.fingerprint, source.checkpoint)
     channel.send({"kind": "resolved", "inputs": inputs, **description})
     channel.receive()
-    stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
+    stages = shared_stages(settings, Reporter(channel, QUANTIZE).report)
     key = artifact_key(source.fingerprint, task["method"], versions_of(spec.packages, spec.revision), inputs)
     checkpoints = hold_checkpoints(Path(task["checkpoints"]), key)
     run = Run(Reporter(channel, QUANTIZE), settings, source, spec, stages, documents, checkpoints)
@@ -195,6 +195,7 @@ def main(descriptor: int, parent_pid: int) -> None:
     os.environ["HF_ENDPOINT"] = settings.hub_endpoint
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     channel = Channel(descriptor)
+    channel.beat()
     task = channel.receive()
     try:
         STEPS[task["step"]](task, channel, settings)

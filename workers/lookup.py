@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
 from app.persistence.artifacts import ArtifactRepository
+from app.persistence.patience import patiently
 from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 
+T = TypeVar("T")
 
-@contextmanager
-def reading(settings: Settings) -> Iterator[Session]:
-    """A session for a few queries, on a connection that is closed after them."""
-    with closing(Database(settings.database)) as database, database.reading() as session:
-        yield session
+
+def look_up(query: Callable[[Session], T], settings: Settings) -> T:
+    """The query's result, on a connection that is closed after it. A database that is away is waited for.
+
+    For as long as it takes: the supervisor ends this process where that is too long.
+    """
+
+    def read() -> T:
+        with closing(Database(settings.database)) as database, database.reading() as session:
+            return query(session)
+
+    return patiently(read, lambda error: None)
 
 
 def find_artifact(name: str, settings: Settings) -> ArtifactRow | None:
-    with reading(settings) as session:
-        return ArtifactRepository(session).find(name)
+    return look_up(lambda session: ArtifactRepository(session).find(name), settings)

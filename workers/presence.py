@@ -24,6 +24,7 @@ from app.persistence.workers import WorkerRepository
 from app.queue.dispatcher import Dispatcher
 from app.settings import Settings
 from workers.comparisons import advance_comparisons
+from workers.lease import Sight
 from workers.probe import Probe, probe_in_child
 from workers.tidying import Tidying
 
@@ -43,6 +44,7 @@ class Presence:
         self.settings = settings
         self.dispatcher = dispatcher
         self.tidying = Tidying(database, settings)
+        self._sight = Sight(settings.lease_seconds)
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}"
         self.current_job_id: str | None = None
         self.probe: Probe | None = None
@@ -114,7 +116,10 @@ class Presence:
     def _beat_once(self) -> None:
         with self.database.transaction() as session:
             WorkerRepository(session).beat(self.worker_id, self.current_job_id)
-        self.requeue_expired()
+        self._sight.note()
+        self.requeue_abandoned()
+        if self._sight.may_judge:
+            self.requeue_expired()
         advance_comparisons(self.database, self.settings, self.dispatcher)
         if self.current_job_id is None:
             self.ring_for_unclaimed()
@@ -130,10 +135,19 @@ class Presence:
             jobs.mark_dispatched(job.id)
         self.dispatcher.send(job.id, job.queue)
 
+    def requeue_abandoned(self) -> None:
+        """Gives back what this worker holds by the database and does not work on: an attempt that lost sight of it."""
+        with self.database.transaction() as session:
+            jobs = JobRepository(session)
+            for job in jobs.held_by(self.worker_id):
+                if job.id != self.current_job_id:
+                    release(jobs, job, self.settings, "the database was away for longer than its lease", costs=False)
+
     def requeue_expired(self) -> None:
         """Takes every job back whose worker has been silent for longer than its lease."""
         with self.database.transaction() as session:
-            expired = JobRepository(session).expired(time.time())
+            # What this worker itself is at, it watches by its own clock.
+            expired = [job for job in JobRepository(session).expired(time.time()) if job.id != self.current_job_id]
             for job in expired:
                 release(JobRepository(session), job, self.settings, "its worker fell silent")
         if expired:
@@ -156,8 +170,12 @@ def queues_for(devices: frozenset[Device]) -> list[str]:
     return sorted(device.value for device in devices | {Device.CPU})
 
 
-def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> None:
-    """Ends one lost attempt: cancelled if that was wished, failed if it was the last, else queued again."""
+def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str, *, costs: bool = True) -> None:
+    """Ends one lost attempt: cancelled if that was wished, failed if it was the last, else queued again.
+
+    With `costs` False it does not count among the attempts that a job may lose.
+    """
+    losses = job.losses + (1 if costs else 0)
     try:
         if job.state == JobState.CANCELLING:
             jobs.transition(job.id, JobState.CANCELLED, message="The job was cancelled.", attempt=job.attempt)
@@ -165,16 +183,11 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str) -> N
             values: dict[str, Any] = {"worker_id": None, "lease_expires_at": None, "stage": "paused"}
             message = f"The job is paused; its last attempt ended without saving ({why})."
             jobs.transition(job.id, JobState.PAUSED, message=message, attempt=job.attempt, level="warn", values=values)
-        elif job.losses + 1 >= settings.max_attempts:
+        elif costs and losses >= settings.max_attempts:
             _fail_lost(jobs, job, why)
         else:
             message = f"Attempt {job.attempt} ended without a result ({why}); the job is queued again."
-            values = {
-                "losses": job.losses + 1,
-                "worker_id": None,
-                "lease_expires_at": None,
-                "dispatched_at": None,
-            }
+            values = {"losses": losses, "worker_id": None, "lease_expires_at": None, "dispatched_at": None}
             jobs.transition(
                 job.id, JobState.QUEUED, message=message, attempt=job.attempt, level="warn", values=values,
                 sources=frozenset({JobState.RUNNING}),

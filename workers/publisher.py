@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Result:
     source: Message
     made: Message
     proof: Message
+    # Once for all tries to publish it.
+    artifact_id: str = field(default_factory=lambda: new_id("artifact"))
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,21 @@ class Trained:
     made: Message
     manifest_sha256: str
     result: Message
+    artifact_id: str = field(default_factory=lambda: new_id("artifact"))
 
 
 class Publisher:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self.settings = settings
+
+    def receive(self, job: JobRow, source: Message) -> ArtifactRow | None:
+        """Lists the original, and finds what an identical request made; else the job gets its prediction."""
+        self.import_source(source)
+        existing = self.find_existing(job, source)
+        if existing is None:
+            self.predict(job, source)
+        return existing
 
     def import_source(self, source: Message) -> None:
         """Lists the original among the models, once. Raises Conflict if its name is a result's."""
@@ -98,19 +109,21 @@ class Publisher:
 
         Returns the row and whether it is new: an identical artifact stands in its place, and the job is left as it
         was, if another job published one in the meantime. With `ends_job` False the job goes on in any case. Raises
-        IllegalTransition, with nothing left behind, when the attempt no longer owns the job. A crash in
-        between leaves a folder that no row names, which a worker removes at its start.
+        IllegalTransition, with nothing left behind, when the attempt no longer owns the job. Where the database went
+        away nobody knows whether the row was committed: called again, it goes on from whatever is there. A crash in
+        between leaves a folder that no row names, which goes into quarantine.
         """
-        artifact_id = new_id("artifact")
-        with self._stored(staged, artifact_id) as folder, self.database.transaction() as session:
+        with self._stored(staged, result.artifact_id) as folder, self.database.transaction() as session:
             existing = self._existing(session, job, result.source)
             if existing is None:
-                row = _quantized_row(job, artifact_id, result, artifacts.size_bytes(folder))
+                row = _quantized_row(job, result.artifact_id, result, artifacts.size_bytes(folder))
                 self._commit(session, job, attempt, row, ends_job=ends_job)
-        if existing is not None:
-            artifacts.remove(folder)
-            return existing, False
-        return row, True
+        if existing is None:
+            return row, True
+        if existing.id == result.artifact_id:
+            return existing, True
+        artifacts.remove(folder)
+        return existing, False
 
     @contextmanager
     def _stored(self, staged: Path, artifact_id: str) -> Iterator[Path]:
@@ -127,7 +140,9 @@ class Publisher:
 
         Raises IllegalTransition or DiskFull, with nothing left behind.
         """
-        row = _trained_row(job, new_id("artifact"), trained)
+        if self._is_published(trained.artifact_id):  # by a call that was not told so
+            return
+        row = _trained_row(job, trained.artifact_id, trained)
         file = store(as_csv(self._events(job.id)), self.settings)
         try:
             with self._stored(staged, row.id) as folder, self.database.transaction() as session:
@@ -136,6 +151,10 @@ class Publisher:
         except BitmillError:
             files.locate(file, self.settings).unlink(missing_ok=True)
             raise
+
+    def _is_published(self, artifact_id: str) -> bool:
+        with self.database.reading() as session:
+            return artifact_id in ArtifactRepository(session).ids()
 
     def _commit_trained(
         self, session: Session, job: JobRow, attempt: int, row: ArtifactRow, file: FileRow, trained: Trained

@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.settings import Settings
 from app.storage import artifacts
 from app.storage.artifacts import size_bytes
+from workers.locks import at_once, exclusive, nothing
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,11 @@ log = logging.getLogger(__name__)
 class StageStore:
     """Stages below `folder`, which together stay below `limit_bytes` unless a single one is larger."""
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, waiting: Callable[[], None] = nothing) -> None:
+        """`waiting` is called now and then while another process builds what is asked for."""
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self.waiting = waiting
         self._held: dict[Path, int] = {}
 
     def get(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
@@ -45,7 +48,7 @@ class StageStore:
         return stage
 
     def _build_once(self, stage: Path, build: Callable[[Path], None]) -> None:
-        with _locked(_lock(stage, "build"), fcntl.LOCK_EX):
+        with exclusive(_lock(stage, "build"), self.waiting):
             if not stage.is_dir():
                 self._make_room(stage)
                 _build(stage, build)
@@ -68,6 +71,12 @@ class StageStore:
             if stage != wanted and stage not in self._held and _remove_unless_locked(stage, stage):
                 log.info("removed %s: the stages were larger than their limit", stage.name)
                 total -= sizes[stage]
+
+
+def shared_stages(settings: Settings, report: Callable[[float, str], None]) -> StageStore:
+    """The installation's own."""
+    folder, limit = settings.cache_folder / "stages", settings.stage_cache_bytes
+    return StageStore(folder, limit, lambda: report(0.0, "waiting for another job that makes the same"))
 
 
 def _build(stage: Path, build: Callable[[Path], None]) -> None:
@@ -107,18 +116,9 @@ def _lock(stage: Path, kind: str) -> Path:
 
 def _remove_unless_locked(folder: Path, stage: Path) -> bool:
     """Out of sight first: what a crash leaves half removed must not be taken for a stage."""
-    at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
     try:
-        with _locked(_lock(stage, "build"), at_once), _locked(_lock(stage, "use"), at_once):
+        with at_once(_lock(stage, "build")), at_once(_lock(stage, "use")):
             artifacts.remove(folder)
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def _locked(lock: Path, kind: int) -> Iterator[None]:
-    """Raises BlockingIOError where `kind` says not to wait and somebody else holds it."""
-    with lock.open("a") as file:
-        fcntl.flock(file, kind)
-        yield

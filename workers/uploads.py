@@ -9,7 +9,7 @@ from app.persistence.files import FileRepository
 from app.persistence.tables import FileRow
 from app.settings import Settings
 from app.storage.files import locate
-from workers.lookup import reading
+from workers.lookup import look_up
 
 
 def find_upload(file_id: str, purpose: FilePurpose, settings: Settings, *, param: str) -> tuple[FileRow, Path]:
@@ -17,7 +17,6 @@ def find_upload(file_id: str, purpose: FilePurpose, settings: Settings, *, param
 
     Raises FileNotFound, or InvalidParameter for a file of another purpose.
     """
-    with reading(settings) as session:
-        row = FileRepository(session).get(file_id, param=param)
+    row = look_up(lambda session: FileRepository(session).get(file_id, param=param), settings)
     require_purpose(row.id, row.purpose, purpose, param=param)
     return row, locate(row, settings)

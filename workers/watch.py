@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from app.domain.jobs import JobState
-
-if TYPE_CHECKING:
-    from workers.supervisor import Attempt, Supervisor
+from workers.attempt import Attempt, CancelRequested, LeaseLost, PauseRequested, Stopping
+from workers.record import Record
 
 # How often a running job's row is read for a wish to cancel: well inside the two seconds that are promised.
 WATCH_SECONDS = 0.3
@@ -17,28 +16,13 @@ WATCH_SECONDS = 0.3
 PAUSE_SECONDS = 120.0
 
 
-class LeaseLost(Exception):
-    """Another attempt owns the job, or it ended: this one must leave no trace."""
-
-
-class CancelRequested(Exception):
-    """Somebody asked for the job's end."""
-
-
-class PauseRequested(Exception):
-    """Somebody asked for a pause, and what is there to go on from is saved."""
-
-
-class Stopping(Exception):
-    """This worker is being shut down."""
-
-
 class Watch:
-    """Looks now and then whether an attempt may go on."""
-
-    def __init__(self, supervisor: Supervisor, attempt: Attempt, ask_for_pause: Callable[[], None]) -> None:
-        self.supervisor = supervisor
+    def __init__(
+        self, record: Record, attempt: Attempt, stopping: threading.Event, ask_for_pause: Callable[[], None]
+    ) -> None:
+        self.record = record
         self.attempt = attempt
+        self._stopping = stopping
         self._ask_for_pause = ask_for_pause
         self._pause_deadline: float | None = None
         self._next_look = 0.0
@@ -46,7 +30,7 @@ class Watch:
 
     def look(self) -> None:
         """Raises Stopping, CancelRequested, PauseRequested or LeaseLost."""
-        if self.supervisor.is_stopping:
+        if self._stopping.is_set():
             raise Stopping
         now = time.monotonic()
         if now < self._next_look:
@@ -56,9 +40,9 @@ class Watch:
 
     def _state(self, now: float) -> JobState | None:
         if now < self._next_renewal:
-            return self.supervisor.state(self.attempt)
-        self._next_renewal = now + self.supervisor.settings.heartbeat_seconds
-        return self.supervisor.renew(self.attempt)
+            return self.record.state(self.attempt)
+        self._next_renewal = now + self.record.settings.heartbeat_seconds
+        return self.record.renew(self.attempt)
 
     def _check(self, state: JobState | None) -> None:
         if state is JobState.CANCELLING:

@@ -79,10 +79,11 @@ def size_bytes(folder: Path) -> int:
 
 
 def publish(staged: Path, settings: Settings, artifact_id: str) -> Path:
-    """Renames a sealed folder into the store."""
+    """Renames a sealed folder into the store, unless that was done before."""
     target = settings.artifacts_folder / artifact_id
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged.rename(target)
+    if not target.is_dir():
+        staged.rename(target)
     os.utime(target)  # young, until its row is committed
     sync(target.parent)
     return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
-from tests.fakes.checkpoints import tiny_llama
+from tests.fakes.checkpoints import bare_checkpoint, tiny_llama
 from tests.fakes.installation import Installation, end, folders, job_children, wait_until
 
 
@@ -122,6 +123,39 @@ def test_a_job_that_always_kills_its_process_fails_in_the_end(installation: Inst
     assert job.error["code"] == "worker_lost"
     assert "SIGKILL" in job.error["message"]
     assert killed >= 3
+
+
+def test_a_child_that_hangs_is_replaced(settings: Settings, sqlite_database: Database, model_folder: Path) -> None:
+    quick = {"source_roots": (model_folder,), "job_silence_seconds": 6}
+    installation = Installation.on(settings.model_copy(update=quick), sqlite_database)
+    with installation.worker() as worker:
+        job_id = installation.submit("small", type="gguf", quantization="Q4_K_M")
+        installation.wait_for_stage(job_id, "quantizing", "measuring")
+        for child in job_children(worker):
+            os.kill(child.pid, signal.SIGSTOP)
+        assert_done_exactly_once(installation, job_id)
+    job = installation.jobs.get(job_id)
+    assert (job.attempt, job.losses) == (2, 1)
+
+
+def test_a_stage_that_gets_no_further_is_named(settings: Settings, sqlite_database: Database, tmp_path: Path) -> None:
+    bare_checkpoint(tmp_path / "models" / "odd", architecture="OddForCausalLM")
+    never = f"{sys.executable} -c 'import time; time.sleep(3607.25)' {{source}} {{target}}"
+    quick = {
+        "source_roots": (tmp_path / "models",), "gguf_converter": never, "stage_timeout_seconds": 2, "max_attempts": 2,
+    }  # fmt: skip
+    installation = Installation.on(settings.model_copy(update=quick), sqlite_database)
+    with installation.worker() as worker:
+        job = installation.wait(installation.submit("odd", type="gguf", quantization="F16"))
+        assert (job.state, job.losses) == ("failed", 2)
+        assert job.error is not None
+        assert job.error["code"] == "worker_lost"
+        assert "got no further for 2 s in the stage 'converting to GGUF'" in job.error["message"]
+        converters = [
+            each for each in psutil.process_iter(["cmdline"]) if "time.sleep(3607.25)" in str(each.info["cmdline"])
+        ]
+        assert converters == []
+        assert job_children(worker) == []
 
 
 def test_cancelling_ends_the_child_within_two_seconds(installation: Installation) -> None:

@@ -156,6 +156,69 @@ def test_a_data_folder_serves_one_server_at_a_time(up_settings: Settings) -> Non
     assert "another `bitmill up` uses" in second.stderr
 
 
+def test_a_fresh_database_beside_an_old_folder_starts_nothing_and_deletes_nothing(
+    up_settings: Settings, tmp_path: Path
+) -> None:
+    with serve(up_settings) as server:
+        job = server.wait_for_job(server.client.submit("tiny", {"type": "none"})["id"])
+        assert job["status"] == "succeeded"
+        uploaded = server.client.upload_file(_jsonl(tmp_path), "evaluation")["id"]
+    kept = _files(up_settings)
+    assert any(uploaded in path.name for path in kept)
+    wrong = up_settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'fresh.sqlite3'}"})
+    refused = _command(wrong, "up", "--port", str(free_port()))
+    assert refused.returncode == 1
+    assert "does not know 2" in refused.stderr
+    assert "bitmill adopt" in refused.stderr
+    for role in (["worker"], ["api", "--port", str(free_port())], ["serving", "--port", str(free_port())]):
+        alone = _command(wrong, *role)
+        assert alone.returncode != 0, role
+        assert "bitmill adopt" in alone.stderr + alone.stdout, role
+    assert _files(up_settings) == kept
+    assert _command(wrong, "adopt").returncode == 0
+    with serve(wrong) as adopted:
+        assert adopted.client.models() == []
+    assert _files(up_settings) == kept
+
+
+def _jsonl(folder: Path) -> Path:
+    path = folder / "texts.jsonl"
+    path.write_text('{"text": "Hello"}\n')
+    return path
+
+
+def _files(settings: Settings) -> set[Path]:
+    """What users would miss."""
+    return {path for folder in (settings.artifacts_folder, settings.files_folder) for path in folder.rglob("*")}
+
+
+def _command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli.main", *arguments]
+    return subprocess.run(command, env=environment(settings), capture_output=True, text=True, timeout=60)
+
+
+def test_a_job_is_accepted_as_soon_as_the_api_answers(up_settings: Settings) -> None:
+    """No worker is there for some seconds yet."""
+    server = Server(up_settings)
+    try:
+        wait_until(lambda: _answers(server), "the API answers")
+        job = server.client.submit("tiny", {"type": "none"})
+        assert job["status"] == "queued"
+        assert job["progress"]["stage"] == "waiting for a worker with the method none"
+        assert server.wait_for_job(job["id"])["status"] == "succeeded"
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(timeout=40)
+
+
+def _answers(server: Server) -> bool:
+    assert server.process.poll() is None
+    try:
+        return server.client.readiness()["status"] == "ok"
+    except httpx.TransportError:
+        return False
+
+
 def test_a_port_that_is_taken_is_said(up_settings: Settings) -> None:
     import socket
 

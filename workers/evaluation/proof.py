@@ -19,7 +19,7 @@ from workers.evaluation.reference import Reference, load_reference
 from workers.evaluation.sample import GENERATED_TOKENS, Sample, load_sample
 from workers.evaluation.scorers.base import Scorer
 from workers.evaluation.scoring import Scores, score
-from workers.stages import StageStore
+from workers.stages import shared_stages
 
 Report = Callable[[float, str], None]
 
@@ -40,7 +40,7 @@ def prove_artifact(
     its figures or its answer are those of a broken model.
     """
     sample = load_sample(original, settings)
-    stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
+    stages = shared_stages(settings, report)
     reference = load_reference(original, fingerprint, sample, stages, _part(report, 0.0, 0.5))
     report(0.5, "loading the artifact")
     with open_scorer(artifact, format_, sample.context_length) as scorer:

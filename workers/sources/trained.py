@@ -11,8 +11,8 @@ from app.persistence.tables import ArtifactRow
 from app.settings import Settings
 from app.storage import artifacts
 from app.storage.sources import merged_folder, trained_folder
-from workers.lookup import reading
-from workers.sources.importing import Report, import_afresh
+from workers.lookup import look_up
+from workers.sources.importing import Report, import_afresh, telling
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ def import_trained(name: ModelName, settings: Settings, report: Report) -> Path:
 
     Raises ModelNotFound, and what resolving the original raises.
     """
-    with reading(settings) as session:
-        row = ArtifactRepository(session).get(name.name)
+    row = look_up(lambda session: ArtifactRepository(session).get(name.name), settings)
     whole = trained_folder(row, settings)
     if whole is not None:
         return whole
     return import_afresh(
-        merged_folder(row.manifest_sha256, settings), lambda target: _merge(row, target, settings, report)
+        merged_folder(row.manifest_sha256, settings),
+        lambda target: _merge(row, target, settings, report),
+        telling(report),
     )
 
 

@@ -12,7 +12,7 @@ from app.storage.checkpoints import inspect_checkpoint
 from app.storage.sources import GGUF_SUFFIX, imported_folder
 from workers.sources.archives import unpack_archive
 from workers.sources.gguf_import import unpack
-from workers.sources.importing import Report, import_afresh
+from workers.sources.importing import Report, import_afresh, telling
 from workers.uploads import find_upload
 
 
@@ -28,7 +28,7 @@ def import_upload(name: ModelName, settings: Settings, report: Report) -> Path:
         _unpack(row, content, folder, settings, report)
         inspect_checkpoint(folder)  # what is no whole checkpoint is not kept
 
-    return import_afresh(imported_folder(row.sha256, settings), fill)
+    return import_afresh(imported_folder(row.sha256, settings), fill, telling(report))
 
 
 def _unpack(row: FileRow, content: Path, folder: Path, settings: Settings, report: Report) -> None:

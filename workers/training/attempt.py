@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from app.domain.errors import IllegalTransition
+from workers.attempt import Attempt
 from workers.publisher import Trained, trained_name
 
 if TYPE_CHECKING:
-    from workers.supervisor import Attempt, Supervisor
+    from workers.supervisor import Supervisor
 
 
 def fine_tune(supervisor: Supervisor, attempt: Attempt) -> None:
@@ -21,7 +22,7 @@ def fine_tune(supervisor: Supervisor, attempt: Attempt) -> None:
     attempt.staging.mkdir(parents=True)
     with supervisor.child(attempt, "train") as child:
         source = supervisor.wait_for(child, attempt, "resolved")
-        supervisor.publisher.import_source(source)
+        supervisor.import_source(attempt, source)
         child.send({"go": True})
         made = supervisor.wait_for(child, attempt, "done")
     with supervisor.child(attempt, "prove_training") as child:
@@ -36,6 +37,8 @@ def fine_tune(supervisor: Supervisor, attempt: Attempt) -> None:
 def _publish(supervisor: Supervisor, attempt: Attempt, trained: Trained) -> None:
     staged = attempt.staging / "artifact"
     try:
-        supervisor.publisher.publish_trained(attempt.job, attempt.number, staged, trained)
+        supervisor.record.to_the_end(
+            lambda: supervisor.publisher.publish_trained(attempt.job, attempt.number, staged, trained)
+        )
     except IllegalTransition as error:
-        raise supervisor.why_not(attempt) from error
+        raise supervisor.record.why_not(attempt) from error

@@ -24,10 +24,12 @@ def command(code: str) -> str:
 def test_paths_are_one_argument_each_and_output_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, target = tmp_path / "a model; $(touch x)", tmp_path / "made here.gguf"
     code = "import pathlib, sys; print('reading', sys.argv[1]); pathlib.Path(sys.argv[2]).write_text(sys.argv[1])"
+    heard: list[str] = []
     with caplog.at_level(logging.INFO):
-        convert_externally(command(code), source, target)
+        convert_externally(command(code), source, target, lambda: heard.append("line"))
     assert target.read_text() == str(source)
     assert f"reading {source}" in caplog.text
+    assert heard == ["line"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_paths_are_one_argument_each_and_output_is_logged(tmp_path: Path, caplog
 )
 def test_a_failure_is_told_with_its_last_line(template: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(QuantizationFailed, match=f"BITMILL_GGUF_CONVERTER failed: it {reason}"):
-        convert_externally(template, tmp_path, tmp_path / "made.gguf")
+        convert_externally(template, tmp_path, tmp_path / "made.gguf", lambda: None)
 
 
 @pytest.mark.parametrize("value", ["convert {source}", "convert {target}", "", "convert '{source} {target}"])

@@ -20,12 +20,13 @@ from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from tests.fakes.checkpoints import write_safetensors
 from tests.fakes.dispatcher import RecordingDispatcher
+from workers.attempt import Attempt
 from workers.child import Child, ChildCrashed, Message
 from workers.contracts import ContractSearch
 from workers.presence import Presence
 from workers.probe import Probe
 from workers.publisher import Result
-from workers.supervisor import Attempt, Supervisor
+from workers.supervisor import Supervisor
 
 BF16 = {"type": "none", "dtype": "bf16"}
 FP32 = {"type": "none", "dtype": "fp32"}
@@ -38,7 +39,7 @@ class SteppedSupervisor(Supervisor):
     def __init__(self, database: Database, settings: Settings, presence: Presence, source: Path) -> None:
         super().__init__(database, settings, presence)
         self.source = source
-        self.prepared: dict[str, ArtifactRow | Exception] = {}
+        self.prepared: dict[str, ArtifactRow | BaseException] = {}
         self.rate = 100.0
         self.made: list[str] = []
         self.timed: list[str] = []
@@ -46,7 +47,7 @@ class SteppedSupervisor(Supervisor):
     def make(self, attempt: Attempt) -> ArtifactRow | Result:
         self.made.append(attempt.label)
         found = self.prepared[attempt.label]
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         return found
 
@@ -201,11 +202,19 @@ def test_the_engine_is_started_only_where_nothing_cheaper_speaks_against_it(benc
     assert job.result["tried"][1]["measured"]["memory_bytes"] == 1000
 
 
+def test_an_error_that_nobody_foresaw_ends_the_job_at_once(bench: Bench) -> None:
+    bench.supervisor.prepared["bf16"] = RuntimeError("nobody thought of this")
+    job = bench.run(bench.claim({"max_kl_divergence": 0.05}, BF16))
+    assert (job.state, job.losses) == ("failed", 0)
+    assert job.error is not None
+    assert "RuntimeError" in job.error["message"]
+
+
 def test_an_attempt_goes_on_from_what_the_last_one_found(bench: Bench) -> None:
     bench.prepare("bnb-nf4", 5_000, 0.2)
-    bench.supervisor.prepared["bf16"] = RuntimeError("the worker dies here")
+    bench.supervisor.prepared["bf16"] = SystemExit("the worker dies here")
     job_id = bench.claim({"max_kl_divergence": 0.05}, NF4, BF16)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SystemExit):
         bench.run(job_id)
     with bench.database.transaction() as session:
         jobs = JobRepository(session)

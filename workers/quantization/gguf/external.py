@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from app.domain.errors import QuantizationFailed
@@ -12,10 +13,11 @@ from app.domain.errors import QuantizationFailed
 log = logging.getLogger(__name__)
 
 
-def convert_externally(command: str, source: Path, target: Path) -> None:
+def convert_externally(command: str, source: Path, target: Path, heard: Callable[[], None]) -> None:
     """Runs the command, whose {source} and {target} are filled in, until it has written `target`.
 
-    Its output goes to this process's log. Raises QuantizationFailed with the last line of it.
+    Its output goes to this process's log, and `heard` is called at each line. Raises QuantizationFailed with the last
+    of them.
     """
     # Split first and filled in afterwards: a path is one argument, whatever its characters.
     arguments = [_fill_in(part, source, target) for part in shlex.split(command)]
@@ -27,6 +29,7 @@ def convert_externally(command: str, source: Path, target: Path) -> None:
         ) as process:  # fmt: skip
             for line in process.stdout or ():
                 log.info("%s", line.rstrip())
+                heard()
                 last = line.strip() or last
     except OSError as error:
         raise _failure(f"it cannot be started ({error})") from error

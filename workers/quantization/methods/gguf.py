@@ -101,8 +101,11 @@ def externally_converted_file(source: Checkpoint, run: JobRun) -> Path:
         )
 
     def build(folder: Path) -> None:
-        run.report(0.0, "converting to GGUF")
-        convert_externally(command, source.path, folder / MODEL_FILE)
+        def tell() -> None:
+            run.report(0.0, "converting to GGUF")
+
+        tell()
+        convert_externally(command, source.path, folder / MODEL_FILE, tell)
 
     return run.stage("gguf", {"converter": command}, build) / MODEL_FILE
 
