@@ -24,6 +24,7 @@ from app.persistence.workers import WorkerRepository
 from app.queue.dispatcher import Dispatcher
 from app.settings import Settings
 from workers.comparisons import advance_comparisons
+from workers.devices import VISIBLE, Claim, claim_card, list_cards
 from workers.lease import Sight
 from workers.probe import Probe, probe_in_child
 from workers.tidying import Tidying
@@ -48,13 +49,26 @@ class Presence:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}"
         self.current_job_id: str | None = None
         self.probe: Probe | None = None
+        self._claim: Claim | None = None
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
 
     def look_around(self) -> list[str]:
         """Finds out what this machine can do. Returns the queues it should take jobs from."""
+        self._claim_card()
         self.probe = probe_in_child()
         return self.queues
+
+    def _claim_card(self) -> None:
+        """On a machine with GPUs: one of them for this worker and its jobs alone, or none."""
+        cards = list_cards(os.environ.get(VISIBLE))
+        if not cards:
+            return
+        self._claim = claim_card(self.settings.data_folder / "devices", cards)
+        # What children see, the probe among them.
+        os.environ.update(self._claim.environment())
+        has = f"has GPU {self._claim.card.uuid}" if self._claim.card else "has no GPU: other workers have them all"
+        log.info("worker %s %s", self.worker_id, has)
 
     @property
     def queues(self) -> list[str]:
@@ -198,8 +212,8 @@ def release(jobs: JobRepository, job: JobRow, settings: Settings, why: str, *, c
 
 def _fail_lost(jobs: JobRepository, job: JobRow, why: str) -> None:
     error = WorkerLost(
-        f"the job lost its worker {job.losses + 1} times, last because {why}; look for memory limits in the "
-        f"worker's log, then submit the job again"
+        f"the job was lost {job.losses + 1} times, last because {why}; the worker's log of the job may tell more; then "
+        f"submit it again"
     )
     jobs.transition(
         job.id, JobState.FAILED, message=error.message, attempt=job.attempt, level="error",

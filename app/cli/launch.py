@@ -160,7 +160,15 @@ def exclusive(folder: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def up(*, host: str | None, port: int | None, data: Path | None, workers: int) -> int:
+def count_cards() -> int:
+    """The machine's GPUs that are visible here, each of which a worker can have for itself."""
+    done = subprocess.run([sys.executable, "-m", "workers.devices"], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise click.ClickException(f"the machine's GPUs could not be counted: {done.stderr.strip()}")
+    return int(done.stdout)
+
+
+def up(*, host: str | None, port: int | None, data: Path | None, workers: int | None) -> int:
     """Runs until SIGINT or SIGTERM. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Its line for each question whether the children are ready is nobody's news.
@@ -171,7 +179,7 @@ def up(*, host: str | None, port: int | None, data: Path | None, workers: int) -
     require_free_port(host, port)
     key = settings.api_keys[0] if settings.api_keys else None
     stop = StopSignal()
-    with running_fleet(settings, host, port, workers) as fleet:
+    with running_fleet(settings, host, port, workers or max(count_cards(), 1)) as fleet:
         click.echo(f"Bitmill on http://{host}:{port} (data in {settings.data_folder}, logs in logs/ there)")
         if wait_until_ready(fleet, f"http://{host}:{port}", key=key, stop=stop):
             click.echo("ready; Ctrl-C stops it")

@@ -63,8 +63,8 @@ def cli(context: click.Context) -> None:
 @click.option("--host", help="Address the API listens on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port the API listens on.  [default: 8000]")
 @click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: bitmill-data]")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
-def up(host: str | None, port: int | None, data: Path | None, workers: int) -> None:
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: one, or one for each GPU]")
+def up(host: str | None, port: int | None, data: Path | None, workers: int | None) -> None:
     """Run API, worker and serving host together until Ctrl-C."""
     sys.exit(launch.up(host=host, port=port, data=data, workers=workers))
 
