@@ -67,6 +67,14 @@ def list_cards(visible: str | None) -> list[Card]:
     return [card for card in _all_cards() if _is_visible(card, visible)]
 
 
+@contextmanager
+def opened_cards() -> Iterator[list[Any]]:
+    """The driver's handles of the cards and partitions that this process may use, for as long as the block lasts."""
+    with nvml():
+        cards = list_cards(os.environ.get(VISIBLE))
+        yield [pynvml.nvmlDeviceGetHandleByUUID(card.uuid) for card in cards]
+
+
 def _is_visible(card: Card, visible: str | None) -> bool:
     if visible is None:
         return True
@@ -75,7 +83,7 @@ def _is_visible(card: Card, visible: str | None) -> bool:
 
 
 def _all_cards() -> Iterator[Card]:
-    with _nvml() as count:
+    with nvml() as count:
         for index in range(count):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             parts = list(_partitions(handle))
@@ -101,8 +109,8 @@ def _text(value: str | bytes) -> str:
 
 
 @contextmanager
-def _nvml() -> Iterator[int]:
-    """The number of GPUs, 0 where there is no driver."""
+def nvml() -> Iterator[int]:
+    """NVIDIA's management library, opened; yields the number of GPUs, 0 where there is no driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

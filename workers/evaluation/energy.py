@@ -1,20 +1,18 @@
-"""The energy that the machine's GPUs have used, where they report it."""
+"""The energy that the GPUs of this process have used, where they report it."""
 
 from __future__ import annotations
 
 import pynvml
 
+from workers.devices import opened_cards
+
 
 def gpu_joules() -> float | None:
-    """Since the driver was loaded, all GPUs together; None without a GPU that counts (Volta and later do)."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return sum(int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) for handle in handles) / 1000
-    except pynvml.NVMLError:  # a GPU that does not report it
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    """Since the driver was loaded, all of them together; None without a GPU that counts (Volta and later do)."""
+    with opened_cards() as cards:
+        if not cards:
+            return None
+        try:
+            return sum(int(pynvml.nvmlDeviceGetTotalEnergyConsumption(card)) for card in cards) / 1000
+        except pynvml.NVMLError:  # one that does not report it
+            return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ import psutil
 import pynvml
 
 from app.domain.hardware import Device
+from workers.devices import opened_cards
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
@@ -34,16 +34,16 @@ class Machine:
         """
         self.gpu_share = gpu_share
         self.cgroup = cgroup or own_cgroup()
-        with _nvml() as count:
-            self.device = Device.GPU if count else Device.CPU
+        with opened_cards() as cards:
+            self.device = Device.GPU if cards else Device.CPU
 
     def memory(self) -> Memory:
         if self.device is Device.CPU:
             own = psutil.virtual_memory()
             limits = [Memory(own.total, own.available), *_container_limits(self.cgroup)]
             return Memory(min(one.total_bytes for one in limits), min(one.available_bytes for one in limits))
-        with _nvml() as count:
-            found = [pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)]
+        with opened_cards() as cards:
+            found = [pynvml.nvmlDeviceGetMemoryInfo(card) for card in cards]
         total = sum(int(gpu.total * self.gpu_share) for gpu in found)
         return Memory(total, total - sum(int(gpu.used) for gpu in found))
 
@@ -51,9 +51,8 @@ class Machine:
         """GPU memory that these processes hold; None on a machine without one."""
         if self.device is Device.CPU:
             return None
-        with _nvml() as count:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
-            running = [each for handle in handles for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        with opened_cards() as cards:
+            running = [each for card in cards for each in pynvml.nvmlDeviceGetComputeRunningProcesses(card)]
         return sum(int(each.usedGpuMemory or 0) for each in running if each.pid in pids)
 
 
@@ -81,17 +80,3 @@ def _container_limits(cgroup: Path) -> Iterator[Memory]:
         if limit != "max":
             cached = int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0))
             yield Memory(int(limit), int(limit) - used + cached)
-
-
-@contextmanager
-def _nvml() -> Iterator[int]:
-    """NVIDIA's management library, opened; yields the number of GPUs, 0 where there is no driver."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield 0
-        return
-    try:
-        yield int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()

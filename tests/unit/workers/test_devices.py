@@ -67,6 +67,9 @@ class FakeNvml(SimpleNamespace):
     def nvmlDeviceGetUUID(self, handle: Any) -> Any:  # noqa: N802
         return {0: "GPU-aaaa", 1: "GPU-bbbb"}.get(handle, handle)
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:  # noqa: N802
+        return f"the card {uuid}"
+
     def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any) -> int:  # noqa: N802
         if handle == 0:
             raise self.NVMLError
@@ -94,6 +97,13 @@ def test_cards_and_partitions_are_found_as_far_as_they_are_shown(
 ) -> None:
     monkeypatch.setattr(devices, "pynvml", FakeNvml())
     assert [card.shown_as for card in list_cards(visible)] == found
+
+
+def test_what_is_asked_of_the_driver_is_asked_of_visible_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "pynvml", FakeNvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    with devices.opened_cards() as cards:
+        assert cards == ["the card MIG-1"]
 
 
 def test_without_a_driver_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
