@@ -84,6 +84,23 @@ class Settings(BaseSettings):
         default=300.0, gt=0, description="How long a loaded model may take until a streamed answer begins."
     )
     serving_total_timeout_seconds: float = Field(default=3600.0, gt=0, description="How long a whole answer may take.")
+    serving_probe_seconds: float = Field(
+        default=10.0, gt=0, description="How often a loaded model's engine is asked whether it is well."
+    )
+    serving_probe_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="How long an engine may take to answer that; a busy one is slow to."
+    )
+    serving_hung_after_probes: int = Field(
+        default=3, ge=1, description="An engine that leaves so many probes in a row unanswered is replaced."
+    )
+    serving_stall_seconds: float = Field(
+        default=600.0, gt=0, description="An engine that gets nowhere for so long, with requests on it, is replaced."
+    )
+    serving_hung_after_timeouts: int = Field(
+        default=2,
+        ge=1,
+        description="An engine on which so many requests in a row run out of time without a token is replaced.",
+    )
     serving_keep_alive: KeepAlive = Field(
         default=FOREVER,
         description="How long an idle model stays loaded: seconds, or such as 10m; -1 until its room is needed.",

@@ -10,10 +10,10 @@ from app.domain.artifacts import ArtifactFormat
 from app.domain.hardware import Device
 from app.domain.memory import MemoryEstimate
 from app.settings import Settings
-from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import ANY_NUMBER, Address, Engine, EngineOptions, EngineProcess, EngineSpec
 from workers.serving.engines.vllm_install import MARKER
 from workers.serving.planning import Plan, Planner, engine_options, require_options
+from workers.serving.served import ServedModel
 
 
 class FakeEngine(Engine):

@@ -31,7 +31,10 @@ class Handler(BaseHTTPRequestHandler):
         """Says nothing: what matters is in the events."""
 
     def do_GET(self) -> None:
-        self.reply(200, {"status": "ok"})
+        if self.path == "/v1/models":
+            self.reply(200, {"data": [{"id": "engine-name"}]})
+        else:
+            self.reply(200, {"status": "ok", **({"clock": time.monotonic()} if self.path == "/clock" else {})})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -44,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(400 if broken else 200, {"error": {"message": "no such folder"}} if broken else {})
             return
         note(f"request {body['model']} {self.headers.get('connection', 'none')}")
+        prompts = body["prompt"] if isinstance(body.get("prompt"), list) else [None]
+        note(f"choices {len(prompts) * body.get('n', 1)}")
         order = body.get("user")
         if order == "crash":
             sys.stderr.write("the fake engine crashes as it was told\n")

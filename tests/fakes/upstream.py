@@ -46,7 +46,7 @@ class Server:
 
         async def read() -> tuple[int, Any]:
             call = parse_call(path, {"model": "m", **body})
-            answer = await dialect.ask(Upstream(self.key, self.post, self.get), call)
+            answer = await dialect.ask(Upstream(self.key, self.post, self.post, self.get), call)
             if call.streams and answer.status_code < 400:
                 found: Any = [value async for value in objects(answer.aiter_raw())]
             else:

@@ -18,7 +18,7 @@ from workers.lookup import find_artifact
 
 if TYPE_CHECKING:
     from workers.evaluation.quality import Subject
-    from workers.serving.deployment import ServedModel
+    from workers.serving.served import ServedModel
     from workers.sources.importing import Report
     from workers.sources.resolve import Source
 
@@ -96,7 +96,7 @@ def _message(subject: Subject, row: ArtifactRow | None) -> Message:
 
 def _served(subject: Message, engine: str | None) -> ServedModel:
     from app.domain.serving import DeploymentOptions
-    from workers.serving.deployment import ServedModel
+    from workers.serving.served import ServedModel
 
     options = DeploymentOptions(engine=engine)
     folder, format_ = Path(subject["folder"]), ArtifactFormat(subject["format"])

@@ -19,11 +19,11 @@ from app.domain.errors import EngineFailed
 from app.domain.evaluation import EngineFigures, Metric, SpeedFigures
 from app.settings import Settings
 from workers.evaluation.energy import gpu_joules
-from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import EngineProcess
 from workers.serving.machine import Machine
 from workers.serving.planning import EnginePlanner, Plan
 from workers.serving.process import RunningEngine, log_name, new_address
+from workers.serving.served import ServedModel
 
 Report = Callable[[float, str], None]
 

@@ -24,8 +24,8 @@ from app.domain.errors import EvaluationFailed, InvalidParameter, ModelNotFound
 from app.domain.evaluation import EvaluationRequest, TaskFigures, TaskMetric
 from app.domain.serving import DeploymentOptions
 from app.settings import Settings
-from workers.serving.deployment import ServedModel
 from workers.serving.host import create_host
+from workers.serving.served import ServedModel
 
 Report = Callable[[float, str], None]
 

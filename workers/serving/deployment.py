@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from app.domain.artifacts import ArtifactFormat
-from app.domain.errors import EngineFailed
+from app.domain.errors import BitmillError, EngineFailed
 from app.domain.memory import MemoryEstimate
 from app.domain.serving import FOREVER, DeploymentOptions
 from app.settings import Settings
 from workers.serving.admission import Admission
 from workers.serving.engines.base import Engine, EngineOptions, RemoteAddress
+from workers.serving.probing import Probed
 from workers.serving.process import Running, RunningEngine, log_name, new_address, tell
 from workers.serving.remote import RemoteConnection
+from workers.serving.served import ServedAdapter, ServedModel
+from workers.serving.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -29,41 +30,6 @@ class DeploymentState(StrEnum):
     READY = "ready"  # it answers
     STOPPING = "stopping"  # it takes no new requests; those in flight finish
     DEAD = "dead"  # its process is gone, or is being killed
-
-
-@dataclass(frozen=True, slots=True)
-class ServedAdapter:
-    """Low-rank matrices in folders of peft's, under the name that clients give.
-
-    More than one where the adapter was trained on a model that is an adapter itself: it changes what that made.
-    """
-
-    name: str
-    folders: tuple[Path, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What the pool has to know of a model: its files, and how it is to be served.
-
-    `method` is the quantization method that made it, None where nobody did. `draft` has the files of the draft
-    model that its options name. A remote model has no files of its own. `evaluations` are the results of its
-    evaluations, newest first. With an `adapter` it is the base that the adapter is served on.
-    """
-
-    name: str
-    folder: Path
-    format: ArtifactFormat
-    method: str | None = None
-    options: DeploymentOptions = field(default_factory=DeploymentOptions)
-    draft: Path | None = None
-    evaluations: tuple[dict[str, Any], ...] = ()
-    adapter: ServedAdapter | None = None
-
-    @property
-    def public_name(self) -> str:
-        """What the client asked for."""
-        return self.adapter.name if self.adapter else self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +67,13 @@ class Deployment:
     admission: Admission = field(init=False)
     loading: asyncio.Task[None] = field(init=False)
     watching: asyncio.Task[None] | None = field(default=None, init=False)
+    vitals: Vitals = field(init=False)
+    # Once the engine was given up: what its requests are told, those in flight through `to_tell`.
+    failure: EngineFailed | None = field(default=None, init=False)
+    to_tell: set[Callable[[BitmillError], None]] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
+        self.vitals = Vitals(self.settings)
         self.admission = Admission(
             self.name,
             slots=self.options.slots,
@@ -239,13 +210,30 @@ class Deployment:
 
     async def _watch(self) -> None:
         assert self.running is not None  # noqa: S101 -- started only after a successful load
-        await asyncio.wait({self.running.ended})
+        reason = await self._end(self.running)
         if self.state is DeploymentState.DEAD:
             return
         self.state = DeploymentState.DEAD
-        log.error("the engine of %s %s\n%s", self.name, self.running.how_it_ended(), self.running.log_tail())
+        log.error("the engine of %s %s\n%s", self.name, reason, self.running.log_tail())
+        self._fail(reason)
         await self.running.kill()  # what it started may have outlived it
-        self.on_end(self, f"it {self.running.how_it_ended()}")
+        self.on_end(self, f"it {reason}")
+
+    async def _end(self, running: Running) -> str:
+        """Waits for it: what the engine did, by itself or to be given up."""
+        hanging = asyncio.create_task(self.vitals.until_hung(Probed(self.engine, running, self.admission)))
+        try:
+            ends: set[asyncio.Future[Any]] = {running.ended, hanging}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return running.how_it_ended() if running.ended.done() else hanging.result().reason
+        finally:
+            hanging.cancel()
+
+    def _fail(self, reason: str) -> None:
+        """Its requests are not kept waiting for an answer that will not come."""
+        self.failure = EngineFailed(f"the engine of {self.name!r} {reason}; send the request again and it is restarted")
+        for hears in list(self.to_tell):
+            hears(self.failure)
 
     def view(self) -> dict[str, Any]:
         expires_at = self.expires_at  # asked once: a request may come meanwhile

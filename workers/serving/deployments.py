@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse
 from app.domain.errors import BitmillError, EngineFailed, ModelNotFound
 from app.domain.serving import CreateDeployment, DeploymentOptions
 from app.settings import Settings
-from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import Engine
 from workers.serving.engines.registry import REGISTRY, load_engine
 from workers.serving.models import ModelDirectory
 from workers.serving.pool import ModelPool
+from workers.serving.served import ServedModel
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1")

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import httpx
 from fastapi.responses import Response
 
-from app.domain.errors import BitmillError, EngineFailed, EngineTimeout, InvalidParameter
+from app.domain.errors import BitmillError, EngineFailed, InvalidParameter
 from app.domain.serving import parse_keep_alive
-from app.http_transport import exchange
 from app.settings import Settings
 from app.streaming import RelayResponse
+from workers.serving.connection import EngineConnection, broken
 from workers.serving.contract.call import Call, parse_call
-from workers.serving.deployment import ServedModel
+from workers.serving.deadline import Deadline
 from workers.serving.dialects.base import Upstream
 from workers.serving.dialects.registry import load_dialect
+from workers.serving.lease import Lease
 from workers.serving.metrics import Observation
 from workers.serving.pool import ModelPool
-from workers.serving.process import Running
+from workers.serving.served import ServedModel
 from workers.serving.wire import error_event, public_answer, public_error, public_events
 
 log = logging.getLogger(__name__)
@@ -33,8 +31,6 @@ log = logging.getLogger(__name__)
 # How long after its deadline a stream may take to say that it is over: a client that reads nothing holds a slot.
 LAST_WORDS_SECONDS = 2.0
 KEY_REFUSED = (401, 403)
-# Generation may pause for long between two tokens: the deadlines below end it, not the socket's.
-PATIENT = httpx.Timeout(None, connect=10.0)
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
@@ -45,29 +41,6 @@ def take_keep_alive(body: dict[str, Any]) -> float | None:
         return None if given is None else parse_keep_alive(given)
     except ValueError as error:
         raise InvalidParameter(f"`keep_alive`: {error}", param="keep_alive") from error
-
-
-class Deadline:
-    """The moment until which an answer must be whole, and until which a streamed one must begin."""
-
-    def __init__(self, settings: Settings) -> None:
-        now = asyncio.get_running_loop().time()
-        self.first_token_seconds = settings.serving_first_token_timeout_seconds
-        self.total_seconds = settings.serving_total_timeout_seconds
-        self.first_token = now + min(self.first_token_seconds, self.total_seconds)
-        self.total = now + self.total_seconds
-
-    def no_first_token(self) -> EngineTimeout:
-        return EngineTimeout(
-            f"the answer did not begin within {self.first_token_seconds:g} seconds; shorten the prompt, or raise "
-            f"BITMILL_SERVING_FIRST_TOKEN_TIMEOUT_SECONDS"
-        )
-
-    def not_whole(self) -> EngineTimeout:
-        return EngineTimeout(
-            f"the answer was not complete after {self.total_seconds:g} seconds; lower max_tokens, or raise "
-            f"BITMILL_SERVING_TOTAL_TIMEOUT_SECONDS"
-        )
 
 
 class Forwarder:
@@ -91,11 +64,12 @@ class Forwarder:
         call = parse_call(path, body)
         came = time.monotonic()
         async with AsyncExitStack() as stack:
-            running = await stack.enter_async_context(self.pool.lease(model, keep_alive=keep_alive))
+            lease = await stack.enter_async_context(self.pool.lease(model, keep_alive=keep_alive))
             observation = self._observe(model, streamed=call.streams, started=came)
             stack.push(observation.left)
-            deadline = Deadline(self.settings)
-            upstream = await self._ask(running, call, model, deadline)
+            deadline = Deadline(self.settings, lease.vitals.timed_out)
+            stack.callback(lease.on_failure(deadline.fail))
+            upstream = await self._ask(lease, call, model, deadline)
             stack.push_async_callback(upstream.aclose)
             if upstream.status_code >= 400 or not _is_stream(upstream):
                 return await self._whole(upstream, model.public_name, observation, deadline)
@@ -117,55 +91,26 @@ class Forwarder:
         engine = self.pool.engine_of(model.name)
         return Observation(self.pool.metrics, model.public_name, engine, streamed=streamed, started=started)
 
-    async def _ask(self, running: Running, call: Call, model: ServedModel, deadline: Deadline) -> httpx.Response:
+    async def _ask(self, lease: Lease, call: Call, model: ServedModel, deadline: Deadline) -> httpx.Response:
         """The answer as it begins, in OpenAI's shape whatever the engine's own is."""
         engine = self.pool.spec_of(model.name)
         engine.contract.check(call.request, engine=engine.name)
-        post, get = partial(self._post, running, model), partial(self._get, running, model.public_name)
-        upstream = Upstream(running, post, get)
+        way = EngineConnection(self.transport, lease, model)
+        upstream = Upstream(lease.running, way.post, way.query, way.get)
         try:
-            async with asyncio.timeout_at(deadline.first_token if call.streams else deadline.total):
+            async with deadline.begun() if call.streams else deadline.whole():
                 return await load_dialect(engine.dialect).ask(upstream, call)
-        except TimeoutError as error:
-            raise (deadline.no_first_token() if call.streams else deadline.not_whole()) from error
         except httpx.TransportError as error:  # a dialect was reading when the engine broke off
-            raise _broken(model.public_name, error) from error
-
-    async def _post(self, running: Running, model: ServedModel, path: str, body: dict[str, Any]) -> httpx.Response:
-        upstream_model = model.adapter.name if model.adapter else running.upstream_model
-        content = json.dumps(_upstream_body(body, upstream_model)).encode()
-        return await self._send(running, model.public_name, "POST", path, content)
-
-    async def _get(self, running: Running, public_name: str, path: str) -> dict[str, Any]:
-        answer = await self._send(running, public_name, "GET", path, None)
-        try:
-            found: dict[str, Any] = json.loads(await answer.aread())
-        except ValueError as error:
-            raise EngineFailed(f"the engine of {public_name!r} does not say what its model can do") from error
-        finally:
-            await answer.aclose()
-        return found
-
-    async def _send(
-        self, running: Running, public_name: str, method: str, path: str, content: bytes | None
-    ) -> httpx.Response:
-        headers = {**running.headers, "content-type": "application/json", "accept-encoding": "identity"}
-        url = running.url(path)
-        try:
-            return await exchange(self.transport, method, url, headers=headers, content=content, timeout=PATIENT)
-        except httpx.TransportError as error:
-            raise _broken(public_name, error) from error
+            raise broken(model.public_name, error) from error
 
     async def _whole(
         self, upstream: httpx.Response, public_name: str, observation: Observation, deadline: Deadline
     ) -> Response:
         try:
-            async with asyncio.timeout_at(deadline.total):
+            async with deadline.whole():
                 answer = await upstream.aread()
-        except TimeoutError as error:
-            raise deadline.not_whole() from error
         except httpx.TransportError as error:
-            raise _broken(public_name, error) from error
+            raise broken(public_name, error) from error
         # A key that is not taken is the host's own, whatever the client's may be.
         if upstream.status_code >= 500 or upstream.status_code in KEY_REFUSED:
             log.error("the engine of %s failed (%d): %r", public_name, upstream.status_code, answer[:1000])
@@ -179,14 +124,6 @@ class Forwarder:
         return Response(public, media_type="application/json")
 
 
-def _upstream_body(body: dict[str, Any], upstream_model: str) -> dict[str, Any]:
-    """Under the engine's name for the model. A stream always tells its usage, which the metrics count."""
-    sent = {**body, "model": upstream_model}
-    if body.get("stream") is True:
-        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    return sent
-
-
 def _asks_for_usage(body: dict[str, Any]) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
@@ -195,12 +132,10 @@ def _asks_for_usage(body: dict[str, Any]) -> bool:
 async def _begun(chunks: AsyncIterator[bytes], deadline: Deadline, public_name: str) -> AsyncIterator[bytes]:
     """The same chunks, of which the first is there. Raises EngineTimeout or EngineFailed."""
     try:
-        async with asyncio.timeout_at(deadline.first_token):
+        async with deadline.begun():
             first = await anext(chunks, b"")
-    except TimeoutError as error:
-        raise deadline.no_first_token() from error
     except httpx.TransportError as error:
-        raise _broken(public_name, error) from error
+        raise broken(public_name, error) from error
 
     async def all_chunks() -> AsyncIterator[bytes]:
         yield first
@@ -214,19 +149,14 @@ async def _until(deadline: Deadline, events: AsyncIterator[bytes]) -> AsyncItera
     """The events up to the deadline; a stream that is not whole then says so in a last event."""
     while True:
         try:
-            async with asyncio.timeout_at(deadline.total):
+            async with deadline.whole():
                 event = await anext(events, None)
-        except TimeoutError:
-            yield error_event(deadline.not_whole())
+        except BitmillError as error:
+            yield error_event(error)
             return
         if event is None:
             return
         yield event
-
-
-def _broken(public_name: str, error: httpx.TransportError) -> EngineFailed:
-    log.error("no answer from the engine of %s: %r", public_name, error)
-    return EngineFailed(f"the engine of {public_name!r} broke off; send the request again and it is restarted")
 
 
 def _is_stream(upstream: httpx.Response) -> bool:

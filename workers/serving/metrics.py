@@ -51,6 +51,10 @@ class ServingMetrics:
             "bitmill_engine_failures", "Engines that failed to load or died; the next request starts another.", MODEL,
             registry=registry,
         )  # fmt: skip
+        self.hangs = Counter(
+            "bitmill_engine_hangs", "Engines that were ended because they got nowhere.", (*MODEL, "reason"),
+            registry=registry,
+        )  # fmt: skip
         self.refusals = Counter(
             "bitmill_requests_refused", "Requests that were told to come again, or failed here.",
             ("model_name", "code"), registry=registry,
@@ -64,6 +68,9 @@ class ServingMetrics:
 
     def failed(self, model: str, engine: str) -> None:
         self.failures.labels(model, engine).inc()
+
+    def hung(self, model: str, engine: str, reason: str) -> None:
+        self.hangs.labels(model, engine, reason).inc()
 
     def refused(self, model: str, code: str) -> None:
         self.refusals.labels(model, code).inc()

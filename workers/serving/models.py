@@ -16,7 +16,7 @@ from app.persistence.tables import ArtifactRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
 from app.storage.artifacts import locate
-from workers.serving.deployment import ServedAdapter, ServedModel
+from workers.serving.served import ServedAdapter, ServedModel
 
 NOWHERE = Path()
 

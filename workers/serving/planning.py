@@ -10,10 +10,10 @@ from app.domain.evaluation import measured_speeds
 from app.domain.memory import MemoryEstimate
 from app.domain.serving import DeploymentOptions
 from app.settings import Settings
-from workers.serving.deployment import ServedModel
 from workers.serving.engines.base import Engine, EngineOptions, Guessing, RemoteAddress
 from workers.serving.engines.registry import choose_engine, load_engine
 from workers.serving.machine import Machine
+from workers.serving.served import ServedModel
 from workers.serving.sizing import estimate_memory, largest_rank
 
 # Options that every engine takes; the others stand in the engine's spec.

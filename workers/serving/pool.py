@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from app.domain.errors import InsufficientMemory, ServingUnavailable
 from app.settings import Settings
-from workers.serving.deployment import Deployment, DeploymentState, ServedModel
+from workers.serving.deployment import Deployment, DeploymentState
 from workers.serving.engines.base import EngineSpec
+from workers.serving.failures import Failures
+from workers.serving.lease import Lease
 from workers.serving.machine import Machine
 from workers.serving.metrics import ServingMetrics
 from workers.serving.planning import EnginePlanner, Plan, Planner
-from workers.serving.process import Running
+from workers.serving.served import ServedModel
 
 log = logging.getLogger(__name__)
-
-LONGEST_BACKOFF_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class Failures:
-    """How often a model's engine failed in a row, and why at last. The first failure costs no waiting."""
-
-    count: int = 0
-    retry_at: float = 0.0
-    reason: str = ""
-
-    def add(self, reason: str) -> None:
-        self.count += 1
-        self.reason = reason
-        delay = 0.0 if self.count == 1 else min(2.0 ** (self.count - 2), LONGEST_BACKOFF_SECONDS)
-        self.retry_at = time.monotonic() + delay
-
-    def check(self, name: str) -> None:
-        left = self.retry_at - time.monotonic()
-        if left > 0:
-            raise ServingUnavailable(
-                f"the engine of {name!r} failed {self.count} times in a row and is tried again in "
-                f"{math.ceil(left)} s. The last time: {self.reason}"
-            )
 
 
 class ModelPool:
@@ -75,7 +51,7 @@ class ModelPool:
         self._closed = False
 
     @asynccontextmanager
-    async def lease(self, model: ServedModel, *, keep_alive: float | None = None) -> AsyncIterator[Running]:
+    async def lease(self, model: ServedModel, *, keep_alive: float | None = None) -> AsyncIterator[Lease]:
         """The model's engine with one of its slots, loaded if need be and not evicted before the block ends.
 
         `keep_alive` (seconds) is how long the model stays loaded after this request. Raises ServingUnavailable
@@ -86,12 +62,14 @@ class ModelPool:
             running = await deployment.ready()
             if model.adapter is not None:
                 await deployment.take(model.adapter)
-            async with deployment.admission.slot():
+            async with deployment.admission.turn() as turn:
+                lease = Lease(deployment, running, turn)
+                lease.require()
                 deployment.requests += 1
                 own = deployment.own_keep_alive_seconds
                 deployment.keep_alive_seconds = own if keep_alive is None else keep_alive
-                yield running
-                if running.alive:
+                yield lease
+                if running.alive and deployment.failure is None:
                     self._failures.pop(model.name, None)
 
     async def load(self, model: ServedModel) -> None:
@@ -342,9 +320,11 @@ class ModelPool:
             self._schedule_expiry(deployment)
 
     def _on_end(self, deployment: Deployment, reason: str) -> None:
-        """A deployment failed to load, or its engine died: the next request starts another."""
+        """A deployment failed to load, or its engine died or was given up: the next request starts another."""
         self._failures.setdefault(deployment.name, Failures()).add(reason)
         self.metrics.failed(deployment.name, deployment.engine.spec.name)
+        if (hang := deployment.vitals.hang) is not None:
+            self.metrics.hung(deployment.name, deployment.engine.spec.name, hang.kind)
         self._forget(deployment)
 
     def _forget(self, deployment: Deployment) -> None:

@@ -64,6 +64,9 @@ class Running(Protocol):
 
     async def wait_until_healthy(self, timeout_seconds: float) -> None: ...
 
+    async def answers(self, client: httpx.AsyncClient) -> bool:
+        """Whether it says, within the client's time-out, that it is well."""
+
     async def kill(self) -> None: ...
 
     def how_it_ended(self) -> str: ...
@@ -135,7 +138,7 @@ class RunningEngine:
     async def wait_until_healthy(self, timeout_seconds: float) -> None:
         """Raises EngineFailed when the process dies first, at once, or when the time is over."""
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        async with httpx.AsyncClient(base_url=self.address.url, timeout=5.0, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
             while not await self._healthy(client):
                 if asyncio.get_running_loop().time() > deadline:
                     raise EngineFailed(
@@ -147,10 +150,13 @@ class RunningEngine:
     async def _healthy(self, client: httpx.AsyncClient) -> bool:
         if not self.alive:
             raise EngineFailed(f"the model could not be loaded: its engine {self.how_it_ended()}")
+        return await self.answers(client)
+
+    async def answers(self, client: httpx.AsyncClient) -> bool:
         try:
-            answer = await client.get(self.command.health_path)
+            answer = await client.get(self.url(self.command.health_path), headers=CLOSING)
         except httpx.TransportError:
-            return False  # it does not listen yet, or has just died, which the next look finds out
+            return False  # it does not listen yet, hangs, or has just died, which the next look finds out
         return answer.status_code == httpx.codes.OK
 
     async def kill(self) -> None:

@@ -47,6 +47,14 @@ class RemoteConnection:
                 f"{', '.join(names[:10]) or 'none'}"
             )
 
+    async def answers(self, client: httpx.AsyncClient) -> bool:
+        """Whatever it says of the question: a server that refuses it is there."""
+        try:
+            answer = await client.get(self.url("/v1/models"), headers=self.headers)
+        except httpx.TransportError:
+            return False
+        return not answer.is_server_error
+
     async def kill(self) -> None:
         if self.alive:
             self.ended.set_result(0)

@@ -13,9 +13,9 @@ from app.domain.artifacts import ArtifactFormat
 from app.domain.serving import DeploymentOptions
 from app.settings import Settings
 from tests.fakes.engine import FakeEngine, planner_for
-from workers.serving.deployment import ServedModel
 from workers.serving.pool import ModelPool
 from workers.serving.process import Running
+from workers.serving.served import ServedModel
 
 Scenario = Callable[[ModelPool], Coroutine[Any, Any, None]]
 
@@ -55,8 +55,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def held(pool: ModelPool, served: ServedModel) -> AsyncIterator[Running]:
-    async with pool.lease(served) as running:
-        yield running
+    async with pool.lease(served) as lease:
+        yield lease.running
 
 
 def states(pool: ModelPool) -> dict[str, tuple[str, int]]:

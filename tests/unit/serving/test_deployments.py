@@ -20,11 +20,11 @@ from tests.fakes.dispatcher import RecordingDispatcher
 from tests.fakes.engine import FakeEngine, planner_for
 from tests.unit.serving.conftest import MODEL, add_model, served
 from tests.unit.serving.test_host import CHAT, body, error_of, post, until
-from workers.serving.deployment import ServedModel
 from workers.serving.host import create_host
 from workers.serving.models import ModelDirectory
 from workers.serving.planning import Plan
 from workers.serving.pool import ModelPool
+from workers.serving.served import ServedModel
 
 
 def deploy(base_url: str, **options: Any) -> httpx.Response:

@@ -18,7 +18,6 @@ from app.domain.quantization.catalog import CATALOG
 from app.domain.serving import DeploymentOptions, RemoteModel
 from app.settings import Settings
 from tests.fakes.engine import FakeEngine, pretend_vllm
-from workers.serving.deployment import ServedAdapter, ServedModel
 from workers.serving.engines.base import Address, EngineOptions, EngineSpec, Guessing
 from workers.serving.engines.llama_cpp import LlamaCppEngine
 from workers.serving.engines.llama_cpp_threads import MEASURED_BYTES, candidates, decode_threads, usable_cores
@@ -26,6 +25,7 @@ from workers.serving.engines.registry import REGISTRY, choose_engine, load_engin
 from workers.serving.engines.transformers import TransformersEngine
 from workers.serving.engines.vllm import VllmEngine
 from workers.serving.planning import engine_options, require_options
+from workers.serving.served import ServedAdapter, ServedModel
 
 # 40 tokens of a request in one slot of llama.cpp's server, and another slot at rest.
 SLOTS = (

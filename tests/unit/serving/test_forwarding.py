@@ -17,7 +17,8 @@ from tests.fakes.engine import FakeEngine
 from tests.unit.serving.scenarios import model, run
 from workers.serving.contract.call import Call
 from workers.serving.contract.responses import ResponsesRequest
-from workers.serving.dialects.base import Dialect, Upstream
+from workers.serving.dialects.base import Upstream
+from workers.serving.dialects.openai import OpenAiDialect
 from workers.serving.forwarding import Forwarder
 from workers.serving.pool import ModelPool
 from workers.serving.responses import as_response
@@ -69,12 +70,12 @@ def test_an_engine_that_breaks_off_while_a_dialect_reads(ask: Ask, monkeypatch: 
             yield b"{"
             raise httpx.ReadError("broke off")
 
-    async def read(self: Dialect, upstream: Upstream, call: Call) -> httpx.Response:
+    async def read(self: OpenAiDialect, upstream: Upstream, call: Call) -> httpx.Response:
         answer = await upstream.post(call.path, call.body)
         await answer.aread()
         return answer
 
-    monkeypatch.setattr(Dialect, "ask", read)
+    monkeypatch.setattr(OpenAiDialect, "ask", read)
     with pytest.raises(EngineFailed, match="broke off"):
         ask(httpx.Response(200, stream=Broken()))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -46,6 +48,58 @@ def test_a_full_queue_is_a_429_with_retry_after(base_url: str, tmp_path: Path, p
     assert refused.status_code == 429
     assert error_of(refused)["code"] == "rate_limit_exceeded"
     assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_request_for_many_choices_takes_a_slot_for_each(
+    base_url: str, tmp_path: Path, pool: ModelPool, fake_engine: FakeEngine
+) -> None:
+    gate = tmp_path / "gate"
+    many = {"model": MODEL, "prompt": list("abcdefgh"), "n": 2, "user": str(gate)}
+    with ThreadPoolExecutor(1) as client:
+        long = client.submit(httpx.post, base_url + "/v1/completions", json=many, timeout=30)
+        until(lambda: fake_engine.events("choices"))
+        # Another's takes what is ready ahead, though fifteen choices wait.
+        assert post(base_url).status_code == 200
+        assert len(fake_engine.events("choices")) == 2
+        gate.touch()
+        answer = long.result()
+    assert [choice["index"] for choice in answer.json()["choices"]] == list(range(16))
+    assert answer.json()["usage"] == {"prompt_tokens": 3 * 8, "completion_tokens": 2 * 16, "total_tokens": 56}
+    assert fake_engine.events("choices") == ["choices 1"] * 17
+    until(lambda: pool.view()[0]["slots_in_use"] == 0)
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_a_client_that_leaves_a_long_request_leaves_its_slots(
+    host_url: str, tmp_path: Path, pool: ModelPool, fake_engine: FakeEngine, left: int
+) -> None:
+    many = {"model": MODEL, "prompt": list("abcdefgh"), "user": str(tmp_path / "never"), "stream": left > 0}
+    patience = httpx.Timeout(10, read=1)
+    with (
+        suppress(httpx.ReadTimeout),
+        httpx.stream("POST", host_url + "/v1/completions", json=many, timeout=patience) as answer,
+    ):
+        for _ in zip(range(left), answer.iter_bytes(), strict=False):
+            continue
+    until(lambda: pool.view()[0]["in_flight"] == pool.deployments[0].admission.running == 0)
+    assert len(fake_engine.events("choices")) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "told"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 500, "n": 16}, "prompt", "500 prompts, which with n = 16 are 8000"),
+        ("/v1/completions", {"prompt": [[1]] * 513}, "prompt", "may ask for 512; send several requests"),
+        ("/v1/embeddings", {"input": ["a"] * 2049}, "input", "2049 texts, and one request may have 2048"),
+    ],
+)
+def test_what_one_request_may_ask_for_has_a_limit(
+    base_url: str, path: str, fields: dict[str, Any], param: str, told: str, fake_engine: FakeEngine
+) -> None:
+    answer = httpx.post(base_url + path, json={"model": MODEL, **fields}, timeout=30)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+    assert told in error_of(answer)["message"]
+    assert fake_engine.events("request") == []
 
 
 def test_an_answer_that_does_not_begin_is_a_504(base_url: str, pool: ModelPool) -> None:

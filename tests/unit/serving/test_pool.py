@@ -30,7 +30,7 @@ def test_one_load_serves_all_that_wait(settings: Settings, tmp_path: Path) -> No
 
     async def scenario(pool: ModelPool) -> None:
         async def request() -> int:
-            async with pool.lease(served) as running:
+            async with held(pool, served) as running:
                 return running.pid
 
         requests = [asyncio.create_task(request()) for _ in range(10)]
@@ -56,7 +56,7 @@ def test_the_least_recently_used_idle_model_is_evicted(settings: Settings, engin
 
 def test_a_busy_model_is_not_evicted_before_its_requests_finish(settings: Settings, engine: FakeEngine) -> None:
     async def scenario(pool: ModelPool) -> None:
-        async with pool.lease(model(settings, "a")) as first:
+        async with held(pool, model(settings, "a")) as first:
             waiting = asyncio.create_task(held(pool, model(settings, "b")).__aenter__())
             done, _ = await asyncio.wait({waiting}, timeout=0.3)
             assert not done
@@ -94,7 +94,7 @@ def test_a_failed_load_is_told_to_all_and_tried_again(settings: Settings, engine
         assert all(isinstance(error, EngineFailed) for error in errors)
         assert len(engine.pids()) == 1
         engine.broken.unlink()
-        async with pool.lease(served) as running:
+        async with held(pool, served) as running:
             assert running.alive
 
     run(settings, engine, scenario)
@@ -130,10 +130,10 @@ def test_a_dead_engine_is_restarted_by_the_next_request(settings: Settings, engi
     served = model(settings, "a")
 
     async def scenario(pool: ModelPool) -> None:
-        async with pool.lease(served) as first:
+        async with held(pool, served) as first:
             os.kill(first.pid, signal.SIGKILL)
             await until(lambda: not states(pool))
-        async with pool.lease(served) as second:
+        async with held(pool, served) as second:
             assert second.alive
             assert second.pid != first.pid
 
@@ -160,7 +160,7 @@ def test_unload_waits_for_requests_and_frees_the_process(settings: Settings, eng
     served = model(settings, "a")
 
     async def scenario(pool: ModelPool) -> None:
-        async with pool.lease(served) as running:
+        async with held(pool, served) as running:
             unloading = asyncio.create_task(pool.unload("a"))
             await until(lambda: states(pool) == {"a": ("stopping", 1)})
             assert running.alive
@@ -207,15 +207,15 @@ from pathlib import Path
 from app.domain.artifacts import ArtifactFormat
 from app.settings import Settings
 from tests.fakes.engine import FakeEngine, planner_for
-from workers.serving.deployment import ServedModel
 from workers.serving.pool import ModelPool
+from workers.serving.served import ServedModel
 
 async def main():
     folder = Path({str(settings.data_folder)!r})
     engine = FakeEngine(Path({str(engine.log.parent)!r}))
     pool = ModelPool(Settings(data_dir=folder), planner=planner_for(engine, Settings(data_dir=folder)))
-    async with pool.lease(ServedModel("a", folder, ArtifactFormat.GGUF)) as running:
-        print(running.pid, flush=True)
+    async with pool.lease(ServedModel("a", folder, ArtifactFormat.GGUF)) as lease:
+        print(lease.running.pid, flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())

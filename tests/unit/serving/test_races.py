@@ -13,10 +13,10 @@ from app.streaming import unless_disconnected
 from tests.fakes.engine import FakeEngine
 from tests.unit.serving.scenarios import held, model, run, states, until
 from tests.unit.serving.test_residency import GIB, SmallMachine
-from workers.serving.deployment import ServedModel
 from workers.serving.planning import Plan
 from workers.serving.pool import ModelPool
 from workers.serving.process import RunningEngine
+from workers.serving.served import ServedModel
 
 
 @pytest.fixture

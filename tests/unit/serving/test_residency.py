@@ -40,7 +40,7 @@ def engine(tmp_path: Path) -> FakeEngine:
 
 def test_an_idle_model_is_unloaded_after_its_keep_alive(settings: Settings, engine: FakeEngine) -> None:
     async def scenario(pool: ModelPool) -> None:
-        async with pool.lease(model(settings, "a", keep_alive=0.1)) as running:
+        async with held(pool, model(settings, "a", keep_alive=0.1)) as running:
             await asyncio.sleep(0.3)
             assert running.alive  # it is busy, however long
         await until(lambda: states(pool) == {})
@@ -108,7 +108,7 @@ def test_where_all_places_are_pinned_a_request_is_refused_in_time(settings: Sett
 
 def test_other_options_load_the_model_again_after_its_requests(settings: Settings, engine: FakeEngine) -> None:
     async def scenario(pool: ModelPool) -> None:
-        async with pool.lease(model(settings, "a")) as first:
+        async with held(pool, model(settings, "a")) as first:
             again = asyncio.create_task(pool.load(model(settings, "a", context_length=128)))
             await until(lambda: states(pool)["a"][0] == "stopping")
             assert first.alive
@@ -197,7 +197,7 @@ def test_memory_that_a_busy_model_holds_is_waited_for(settings: Settings, engine
 
     async def scenario(pool: ModelPool) -> None:
         machine.pool = pool
-        async with pool.lease(model(settings, "a")) as first:
+        async with held(pool, model(settings, "a")) as first:
             loading = asyncio.create_task(pool.load(model(settings, "b")))
             done, _ = await asyncio.wait({loading}, timeout=0.3)
             assert not done
@@ -242,7 +242,7 @@ def test_models_that_never_rest_give_way_to_one_that_waits(settings: Settings, e
 
 def test_a_pinned_model_does_not_give_way(settings: Settings, engine: FakeEngine) -> None:
     async def scenario(pool: ModelPool) -> None:
-        async with pool.lease(model(settings, "a", pinned=True)) as first:
+        async with held(pool, model(settings, "a", pinned=True)) as first:
             with pytest.raises(ServingUnavailable):
                 await held(pool, model(settings, "b")).__aenter__()
             assert first.alive

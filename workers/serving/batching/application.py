@@ -47,6 +47,7 @@ def create_application(generator: BatchedGenerator, *, public_name: str, api_key
     app.add_exception_handler(BitmillError, on_bitmill_error)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/cache_usage", cache_usage, methods=["GET"])
+    app.add_api_route("/passes", passes, methods=["GET"])
     app.add_api_route("/adapters", load_adapter, methods=["POST"], response_model=None)
     app.add_api_route("/adapters/{name:path}", unload_adapter, methods=["DELETE"], response_model=None)
     app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], response_model=None)
@@ -75,6 +76,12 @@ def give_back_freed_memory() -> None:
 async def cache_usage(request: Request) -> float:
     generator: BatchedGenerator = request.app.state.generator
     return generator.cache_usage()
+
+
+async def passes(request: Request) -> int:
+    """How often the model was run: the serving host sees by it that generation goes on."""
+    generator: BatchedGenerator = request.app.state.generator
+    return generator.passes
 
 
 async def load_adapter(request: Request) -> JSONResponse:

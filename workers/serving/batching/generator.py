@@ -117,6 +117,9 @@ class BatchedGenerator:
         self.sampling_defaults = sampling_defaults(self.model.generation_config)
         self.sampler = PerRequestSampler()
         self.adapters = Adapters(self.model)
+        self._scored = 0
+        # Scores over the vocabulary take much memory: of one prompt at a time, however many are asked for.
+        self._scoring = threading.Lock()
         self.manager = self._manager(cache_tokens, slots)
 
     def _grammars(self) -> Grammars | None:
@@ -155,6 +158,11 @@ class BatchedGenerator:
         log.error("generation ended; this process ends too")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    @property
+    def passes(self) -> int:
+        """How often the model was run, for the batch or beside it."""
+        return self.sampler.passes + self._scored
+
     def cache_usage(self) -> float:
         """The used share of the key-value cache, 0 to 1."""
         processor = self.manager.batch_processor
@@ -192,7 +200,7 @@ class BatchedGenerator:
         Passes of their own, beside the batch: weights are only read. Scores over the vocabulary take too much memory
         for more than a part of a prompt at a time.
         """
-        with self.adapters.alone(adapter):
+        with self._scoring, self.adapters.alone(adapter):
             return self._prompt_logprobs(prompt, top)
 
     def _prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[TokenLogprob]:
@@ -200,6 +208,7 @@ class BatchedGenerator:
         past = DynamicCache(config=self.model.config)
         for start in range(0, len(prompt), SCORED_TOKENS):
             part = torch.tensor([list(prompt[start : start + SCORED_TOKENS])], device=self.model.device)
+            self._scored += 1
             scores = self.model(part, past_key_values=past, use_cache=True).logits[0]
             following = prompt[start + 1 : start + 1 + SCORED_TOKENS]
             told += [token_logprob(token, row, top) for token, row in zip(following, scores, strict=False)]

@@ -115,11 +115,14 @@ class PerRequestSampler(ContinuousBatchingLogitsProcessor):
     def __init__(self) -> None:
         self.states: dict[str, SamplingState] = {}
         self._rows: list[SamplingState] = []
+        # Of the batch, those included in which no request has a new token yet.
+        self.passes = 0
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.zero_()
 
     def prepare_tensor_args(self, requests_with_new_token: list[FutureRequestState]) -> torch.Tensor:
+        self.passes += 1
         # A request may have been cancelled and removed after it was scheduled; its token goes nowhere.
         self._rows = [
             self.states.get(request.state.request_id) or SamplingState(SamplingSettings(temperature=0))

@@ -10,6 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, StringConstraints, Tag
 
 MOST_CHOICES = 16
+# Of one request, over all of its prompts: as many answers are held until the last of them is there.
+MOST_CHOICES_IN_ALL = 512
+# As OpenAI's API.
+MOST_INPUTS = 2048
 MOST_STOPS = 16
 MOST_TOP_LOGPROBS = 20
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from app.domain.errors import BitmillError, InvalidParameter, InvalidRequest, UnsupportedField
 from workers.serving.contract.chat import ChatCompletionRequest, Message, NamedTool
 from workers.serving.contract.completions import CompletionRequest, EmbeddingsRequest
-from workers.serving.contract.fields import GenerationFields, Strict
+from workers.serving.contract.fields import MOST_CHOICES_IN_ALL, MOST_INPUTS, GenerationFields, Strict
 
 # OpenAI's fields that nothing here can honour, and what to do instead.
 NOT_HONOURED: Final[dict[str, str]] = {
@@ -47,6 +47,11 @@ def parse_request(kind: type[R], body: Any) -> R:
         raise _refusal(error) from error
     if isinstance(request, GenerationFields):
         _check_generation(request)
+    if isinstance(request, EmbeddingsRequest) and len(request.inputs) > MOST_INPUTS:
+        raise InvalidParameter(
+            f"`input` has {len(request.inputs)} texts, and one request may have {MOST_INPUTS}; send several requests",
+            param="input",
+        )
     return request
 
 
@@ -127,6 +132,13 @@ def _check_message(message: Message, path: str) -> None:
 
 
 def _check_completion(request: CompletionRequest) -> None:
+    prompts = len(request.prompts)
+    if prompts * request.n > MOST_CHOICES_IN_ALL:
+        raise InvalidParameter(
+            f"`prompt` has {prompts} prompts, which with n = {request.n} are {prompts * request.n} choices, and one "
+            f"request may ask for {MOST_CHOICES_IN_ALL}; send several requests",
+            param="prompt",
+        )
     if request.best_of is not None and request.best_of != request.n:
         raise UnsupportedField(
             f"`best_of` = {request.best_of} is not supported with n = {request.n}: every choice is returned; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,21 +23,21 @@ Get = Callable[[str], Awaitable[dict[str, Any]]]
 class Upstream:
     """An engine's server. `key` stands for the running engine: what is known of one is forgotten with it.
 
-    `post` returns as soon as the answer begins, and whoever called closes it; a stream is made to tell its usage.
-    Both raise EngineFailed.
+    `post` is for work: it waits until it is this request's turn at one of the slots, which the answer holds until
+    whoever called closes it. `query` and `get` are for what a dialect has to know. All return as soon as the answer
+    begins, and raise EngineFailed; a stream is made to tell its usage.
     """
 
     key: object
     post: Post
+    query: Post
     get: Get
 
 
-class Dialect:
-    """Passes everything on: for engines that honour the contract by themselves."""
-
+class Dialect(ABC):
+    @abstractmethod
     async def ask(self, upstream: Upstream, call: Call) -> httpx.Response:
         """The answer, in OpenAI's shape, which the caller closes. Raises BitmillError."""
-        return await upstream.post(call.path, call.body)
 
 
 class EventStream(httpx.AsyncByteStream):

@@ -26,7 +26,8 @@ from workers.serving.contract.completions import CompletionRequest
 from workers.serving.contract.fields import GenerationFields
 from workers.serving.contract.schemas import check_grammar
 from workers.serving.dialects.base import Dialect, Upstream
-from workers.serving.dialects.choices import Part, ask_streamed, ask_whole
+from workers.serving.dialects.choices import Part, ask_parts, ask_whole
+from workers.serving.dialects.embeddings import ask_embeddings
 from workers.serving.dialects.json_messages import answer_grammar
 from workers.serving.dialects.llama_cpp_edits import JsonEdit, TextEdit, chat_edit
 from workers.serving.dialects.templates import TemplateFacts, check_template, has_calls
@@ -93,7 +94,7 @@ class LlamaCppDialect(Dialect):
     async def _ask(self, upstream: Upstream, call: Call) -> httpx.Response:
         request = call.request
         if not isinstance(request, GenerationFields):
-            return await upstream.post(call.path, call.body)
+            return await ask_embeddings(upstream, call)
         await self._check(upstream, request)
         try:
             parts = [part async for part in _parts(upstream, call)]
@@ -101,9 +102,7 @@ class LlamaCppDialect(Dialect):
             return refused.answer
         if _passes_unchanged(call):
             return await self._unchanged(upstream, call, parts[0])
-        ask = ask_streamed if request.stream else ask_whole
-        # Choices that run beside each other change each other's rounding errors.
-        return await ask(upstream, call, parts, in_turn=request.seed is not None)
+        return await ask_parts(upstream, call, parts)
 
     async def _unchanged(self, upstream: Upstream, call: Call, part: Part) -> httpx.Response:
         answer = await upstream.post(call.path, part.body)
@@ -224,7 +223,7 @@ async def _text(upstream: Upstream, prompt: str | list[int]) -> str:
 
 
 async def _answer(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = await upstream.post(path, body)
+    answer = await upstream.query(path, body)
     try:
         content = await answer.aread()
     finally:

@@ -9,7 +9,7 @@ from typing import Final
 from workers.serving.dialects.base import Dialect
 
 REGISTRY: Final[dict[str, str]] = {
-    "openai": "workers.serving.dialects.base:Dialect",
+    "openai": "workers.serving.dialects.openai:OpenAiDialect",
     "llama_cpp": "workers.serving.dialects.llama_cpp:LlamaCppDialect",
     "vllm": "workers.serving.dialects.vllm:VllmDialect",
 }

@@ -1,6 +1,6 @@
 """vLLM's server.
 
-Seen with 0.32: several greedy choices are refused; forced calls come as text in some forms, and not by their schema in
+Seen with 0.32: forced calls come as text in some forms, and not by their schema in
 others; the log-probabilities of completions list the best where none were asked for, and of tokens with the same text
 the last; a prompt that is only scored is counted with a token of output; refusals carry class names, and a context
 that is too short has no code of its own.
@@ -23,8 +23,10 @@ from workers.serving.contract.completions import CompletionRequest, EmbeddingsRe
 from workers.serving.contract.fields import GenerationFields, Strict
 from workers.serving.contract.schemas import check_grammar
 from workers.serving.dialects.base import Dialect, Upstream
-from workers.serving.dialects.choices import Edit, Part, ask_streamed, ask_whole
+from workers.serving.dialects.choices import Edit, Part, ask_parts, unchanged
+from workers.serving.dialects.embeddings import ask_embeddings
 from workers.serving.dialects.json_messages import JsonMessage, answer_grammar
+from workers.serving.dialects.openai import single_choices
 from workers.serving.dialects.templates import TemplateFacts, check_template, has_calls
 
 TOKENIZE: Final = "/tokenize"
@@ -56,16 +58,17 @@ class VllmDialect(Dialect):
 
     async def _ask(self, upstream: Upstream, call: Call) -> httpx.Response:
         request = call.request
-        if not isinstance(request, GenerationFields) or _passes_unchanged(request):
-            return await upstream.post(call.path, call.body)
+        if not isinstance(request, GenerationFields):
+            return await ask_embeddings(upstream, call)
         grammar = None
         if isinstance(request, ChatCompletionRequest) and _is_json(request):
             grammar = answer_grammar(request)
             param = "tools" if request.must_call else "response_format"
             await asyncio.to_thread(check_grammar, grammar, param=param)
-        ask = ask_streamed if request.stream else ask_whole
-        # Choices that run beside each other change each other's rounding errors.
-        return await ask(upstream, call, list(_parts(call, grammar)), in_turn=request.seed is not None)
+        parts = list(_parts(call, grammar))
+        if len(parts) == 1 and _passes_unchanged(request):
+            return await upstream.post(call.path, call.body)
+        return await ask_parts(upstream, call, parts)
 
     async def _check(self, upstream: Upstream, request: ChatCompletionRequest) -> None:
         if not (request.callable_tools or has_calls(request)):
@@ -97,7 +100,7 @@ async def _count(upstream: Upstream, question: dict[str, Any]) -> int:
 
 
 async def _tokenized(upstream: Upstream, question: dict[str, Any]) -> dict[str, Any] | None:
-    answer = await upstream.post(TOKENIZE, question)
+    answer = await upstream.query(TOKENIZE, question)
     try:
         content = await answer.aread()
     finally:
@@ -159,11 +162,10 @@ def _is_json(request: ChatCompletionRequest) -> bool:
 
 def _passes_unchanged(request: GenerationFields) -> bool:
     """Whether the server's own answer is right as it is, so that its bytes can be passed on."""
-    several_greedy = request.n > 1 and request.temperature == 0
     if isinstance(request, ChatCompletionRequest):
-        return not (several_greedy or _is_json(request))
+        return not _is_json(request)
     assert isinstance(request, CompletionRequest)  # noqa: S101 -- there is no third kind
-    return not (several_greedy or request.logprobs is not None or _only_scores(request))
+    return not (request.logprobs is not None or _only_scores(request))
 
 
 def _only_scores(request: Strict) -> bool:
@@ -171,18 +173,11 @@ def _only_scores(request: Strict) -> bool:
 
 
 def _parts(call: Call, grammar: str | None) -> Iterator[Part]:
-    request = call.request
-    assert isinstance(request, GenerationFields)  # noqa: S101 -- embeddings pass unchanged
-    prompts = request.prompts if isinstance(request, CompletionRequest) else [None]
-    for number, prompt in enumerate(prompts):
-        for choice in range(request.n):
-            body = {**call.body, "n": 1} | ({} if prompt is None else {"prompt": prompt})
-            if request.seed is not None:
-                body["seed"] = request.seed + choice
-            yield _part(call, body, number, grammar)
+    for body, number, choices in single_choices(call, beams=grammar is None):
+        yield _part(call, body, number, grammar, choices)
 
 
-def _part(call: Call, body: dict[str, Any], number: int, grammar: str | None) -> Part:
+def _part(call: Call, body: dict[str, Any], number: int, grammar: str | None, choices: int) -> Part:
     request = call.request
     if isinstance(request, ChatCompletionRequest) and grammar is not None:
         body = {name: value for name, value in body.items() if name not in OF_GRAMMARS}
@@ -193,14 +188,10 @@ def _part(call: Call, body: dict[str, Any], number: int, grammar: str | None) ->
     edit: Edit = unchanged
     if isinstance(request, CompletionRequest) and request.logprobs is not None:
         edit = best_edit(request.logprobs)
-    return Part(call.path, body, number, edit, counts_output=not _only_scores(request))
+    return Part(call.path, body, number, edit, counts_output=not _only_scores(request), choices=choices)
 
 
 OPENING: Final = {"delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}
-
-
-def unchanged(choice: dict[str, Any]) -> None:
-    """The choice is right as it is."""
 
 
 def best_edit(top: int) -> Edit:

@@ -25,6 +25,7 @@ def create_embedding_application(model: EmbeddingModel, *, public_name: str, api
     app.add_exception_handler(BitmillError, on_bitmill_error)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/cache_usage", cache_usage, methods=["GET"])
+    app.add_api_route("/passes", passes, methods=["GET"])
     app.add_api_route("/v1/embeddings", embeddings, methods=["POST"], response_model=None)
     for path in ("/v1/chat/completions", "/v1/completions"):
         app.add_api_route(path, refuse, methods=["POST"], response_model=None)
@@ -33,6 +34,12 @@ def create_embedding_application(model: EmbeddingModel, *, public_name: str, api
 
 async def cache_usage() -> float:
     return 0.0  # nothing is kept between requests
+
+
+async def passes(request: Request) -> int:
+    """How often the model was run: the serving host sees by it that it gets on."""
+    model: EmbeddingModel = request.app.state.model
+    return model.passes
 
 
 async def refuse(request: Request) -> JSONResponse:

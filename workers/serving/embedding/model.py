@@ -26,6 +26,7 @@ class EmbeddingModel:
         own = getattr(self.model.config, "max_position_embeddings", context_length)
         self.context_length = min(context_length, own)
         self.vocabulary_size: int = self.model.config.vocab_size
+        self.passes = 0
         self._turn = threading.Lock()
 
     def tokens(self, text: str) -> list[int]:
@@ -43,6 +44,7 @@ class EmbeddingModel:
 
     @torch.inference_mode()
     def _batch(self, inputs: list[list[int]]) -> list[list[float]]:
+        self.passes += 1
         longest = max(map(len, inputs))
         device = self.model.device
         # What is padded with does not matter: the mask hides it.

@@ -153,6 +153,8 @@ class Engine(ABC):
     spec: ClassVar[EngineSpec]
     # Where a running engine tells how full its cache is, if it does.
     cache_usage_path: ClassVar[str | None] = None
+    # Where it tells how much it has done, if it does: a slow engine is known from one that hangs by this.
+    progress_path: ClassVar[str | None] = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -177,6 +179,10 @@ class Engine(ABC):
     def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         """The used share of the cache, 0 to 1, from what `cache_usage_path` answered."""
         return None
+
+    def work_done(self, answer: str) -> object | None:
+        """What changes while it works, from what `progress_path` answered; None where it does not tell."""
+        return answer
 
     def weights_bytes(self, artifact: Path) -> int:
         """What the weights take once they are loaded: as much as on disk, unless an engine unpacks them."""

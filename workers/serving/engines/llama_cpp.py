@@ -39,6 +39,8 @@ class LlamaCppEngine(Engine):
         dialect="llama_cpp",
     )
     cache_usage_path = "/slots"
+    # The loop that generates answers it, between two passes; /health is answered by another thread.
+    progress_path = "/slots"
 
     def version(self) -> str | None:
         return version("xllamacpp")

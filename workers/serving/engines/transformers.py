@@ -48,6 +48,7 @@ class TransformersEngine(Engine):
         stacked_adapters=ANY_NUMBER,
     )
     cache_usage_path = "/cache_usage"
+    progress_path = "/passes"
 
     def version(self) -> str | None:
         return version("transformers")

@@ -43,6 +43,8 @@ GPTQ_BITS: Final = {Device.CPU: frozenset({4}), Device.GPU: frozenset({4, 8})}
 RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 ADAPTERS_AT_ONCE: Final = 4
 ADAPTERS_KEPT: Final = 16
+# The lines of its metrics that count tokens: of each pass, and of each request when it ends.
+WORK_DONE: Final = r"^vllm:(?:iteration_tokens_total_sum|prompt_tokens_total|generation_tokens_total)\{.*$"
 # What a chat template contains, and the parser that reads the calls of models with such a template.
 TOOL_PARSERS: Final = {
     "<tool_call>": "hermes",
@@ -69,6 +71,7 @@ class VllmEngine(Engine):
         dialect="vllm",
     )
     cache_usage_path = "/metrics"
+    progress_path = "/metrics"
 
     @property
     def folder(self) -> Path:
@@ -102,6 +105,10 @@ class VllmEngine(Engine):
     def cache_usage(self, answer: str, options: EngineOptions) -> float | None:
         found = re.search(r"^vllm:kv_cache_usage_perc\{[^}]*\} (\S+)$", answer, flags=re.MULTILINE)
         return float(found[1]) if found else None
+
+    def work_done(self, answer: str) -> object | None:
+        """The tokens that passed through it, prompts and answers; None where this version counts neither."""
+        return re.findall(WORK_DONE, answer, flags=re.MULTILINE) or None
 
     def cache_bytes(self, shape: AttentionShape | None, options: EngineOptions, bytes_per_value: int) -> int:
         if shape is None:
