@@ -11,6 +11,7 @@ import httpx
 
 from workers.serving.contract.call import parse_call
 from workers.serving.dialects.base import Dialect, Upstream, objects
+from workers.serving.dialects.llama_cpp_grammars import MARK
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 Reply = Callable[[dict[str, Any]], httpx.Response]
@@ -67,6 +68,20 @@ def chat(body: dict[str, Any]) -> httpx.Response:
 def text(body: dict[str, Any]) -> httpx.Response:
     choice = {"index": 0, "text": "some text", "logprobs": None, "finish_reason": "stop"}
     return httpx.Response(200, json={"id": "x", "choices": [choice], "usage": USAGE})
+
+
+def obeying(reply: Reply, *, but: str = "nothing") -> Reply:
+    """llama.cpp's server, which follows a grammar unless `but` is in it; such a one it ignores, with a 200."""
+
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        grammar = body.get("grammar") or ""
+        if MARK not in grammar:
+            return reply(body)
+        written = "so what" if but in grammar else MARK
+        choice = {"index": 0, "text": written, "logprobs": None, "finish_reason": "length"}
+        return httpx.Response(200, json={"id": "x", "choices": [choice], "usage": USAGE})
+
+    return answer
 
 
 def failure(status: int, message: str) -> Reply:

@@ -8,10 +8,11 @@ import httpx
 import pytest
 
 from app.domain.errors import BitmillError, ContextLengthExceeded, EngineFailed, InvalidParameter
-from tests.fakes.upstream import USAGE, Reply, Server, chat, failure, text
+from tests.fakes.upstream import USAGE, Reply, Server, chat, failure, obeying, text
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.parsing import parse_request
 from workers.serving.dialects.base import DONE, event, streamed
+from workers.serving.dialects.json_messages import answer_grammar
 from workers.serving.dialects.llama_cpp import LlamaCppDialect
 from workers.serving.dialects.llama_cpp_edits import JsonEdit
 
@@ -89,15 +90,18 @@ def test_a_forced_call_is_generated_from_the_templates_text() -> None:
         choice = {"index": 0, "text": written, "logprobs": None, "finish_reason": "stop"}
         return httpx.Response(200, json={"choices": [choice], "usage": USAGE})
 
-    server = Server(apply_template=lambda body: httpx.Response(200, json={"prompt": "P"}), v1__completions=called)
-    _, answer = ask(server, "/v1/chat/completions", messages=HI, tools=TOOLS, tool_choice="required")
+    server = Server(
+        apply_template=lambda body: httpx.Response(200, json={"prompt": "P"}), v1__completions=obeying(called)
+    )
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+    _, answer = ask(server, "/v1/chat/completions", messages=HI, tools=tools, tool_choice="required")
     (choice,) = answer["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
     (call,) = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "now", "arguments": '{"at": "é"}'}
-    (template, question), (completions, body) = server.asked
-    assert (template, question) == ("/apply-template", {"messages": HI, "tools": TOOLS})
+    _, (template, question), (completions, body) = server.asked
+    assert (template, question) == ("/apply-template", {"messages": HI, "tools": tools})
     assert completions == "/v1/completions"
     assert body["prompt"] == "P"
     assert body["grammar"].startswith("%llguidance {}\nstart: ")
@@ -158,7 +162,8 @@ def test_a_call_that_a_stop_string_cuts_off_is_no_call(stream: bool) -> None:
     asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "tools": tools, "stop": "}",
              "tool_choice": "required", "stream": stream}  # fmt: skip
     choice = {"text": '[{"name": "now", "arguments": {', "finish_reason": "stop"}
-    JsonEdit(parse_request(ChatCompletionRequest, asked))(choice)
+    request = parse_request(ChatCompletionRequest, asked)
+    JsonEdit(request, answer_grammar(request))(choice)
     assert choice["finish_reason"] == "stop"
     told = choice["delta" if stream else "message"]
     assert told["content"] == '[{"name": "now", "arguments": {'

@@ -89,6 +89,9 @@ class Choice:
             self.finish_reason = "stop"
         if self._text.stopped:
             self.finish_reason = "stop"
+        elif self.finish_reason == "stop" and constraint is not None and end is None:
+            log.error("an answer ended before its grammar did: %r", self._text)
+            raise EngineFailed("the engine ended an answer before it followed its schema; send the request again")
         if not text and self.finish_reason is None:
             return None
         logprobs = tuple(self._state.logprobs[self._told : self._seen])

@@ -33,7 +33,8 @@ def unchanged(choice: dict[str, Any]) -> None:
 class Part:
     """A request for one choice, or for `choices` that are made together, to an engine's own `path`.
 
-    `edit` changes that choice in place, whether it is whole or a stream's piece; an emptied piece is left out.
+    `edit` changes that choice in place, whether it is whole or a stream's piece; an emptied piece is left out. It
+    raises BitmillError where the choice is not what was asked for.
     """
 
     path: str
@@ -197,7 +198,12 @@ async def _events(call: Call, parts: Sequence[Part], chunks: Chunks) -> AsyncGen
             usage.add(parts[number], value.get("usage"))
             for choice in value.get("choices") or ():
                 place = firsts[number] + choice.get("index", 0)
-                parts[number].edit(choice)
+                try:
+                    parts[number].edit(choice)
+                except BitmillError as error:
+                    # In place of its end: what the client has is not an answer.
+                    yield event({"error": error.to_dict()})
+                    return
                 if choice:
                     yield event({**head, "choices": [{**choice, "index": place}]})
     # The host takes it out again where the client did not ask.

@@ -11,7 +11,6 @@ seed.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,12 +23,13 @@ from workers.serving.contract.call import Call, check_logit_bias
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest
 from workers.serving.contract.fields import GenerationFields
-from workers.serving.contract.schemas import check_grammar
+from workers.serving.contract.schemas import Grammar
 from workers.serving.dialects.base import Dialect, Upstream
 from workers.serving.dialects.choices import Part, ask_parts, ask_whole
 from workers.serving.dialects.embeddings import ask_embeddings
-from workers.serving.dialects.json_messages import answer_grammar
+from workers.serving.dialects.json_messages import answer_grammar, require_alone
 from workers.serving.dialects.llama_cpp_edits import JsonEdit, TextEdit, chat_edit
+from workers.serving.dialects.llama_cpp_grammars import EngineGrammars, Refused, answered, in_its_form
 from workers.serving.dialects.templates import TemplateFacts, check_template, has_calls
 
 CHAT: Final = "/v1/chat/completions"
@@ -54,14 +54,6 @@ OF_CHAT: Final = frozenset(
 )
 
 
-class Refused(Exception):
-    """The server refused a question of our own, and the client gets its answer."""
-
-    def __init__(self, answer: httpx.Response) -> None:
-        super().__init__(answer.text)
-        self.answer = answer
-
-
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a running server says of its model."""
@@ -73,6 +65,7 @@ class Facts:
 class LlamaCppDialect(Dialect):
     def __init__(self) -> None:
         self._facts: WeakKeyDictionary[object, Facts] = WeakKeyDictionary()
+        self._grammars = EngineGrammars()
 
     async def ask(self, upstream: Upstream, call: Call) -> httpx.Response:
         answer = await self._ask(upstream, call)
@@ -97,12 +90,28 @@ class LlamaCppDialect(Dialect):
             return await ask_embeddings(upstream, call)
         await self._check(upstream, request)
         try:
-            parts = [part async for part in _parts(upstream, call)]
+            parts = [part async for part in self._parts(upstream, call)]
         except Refused as refused:
             return refused.answer
         if _passes_unchanged(call):
             return await self._unchanged(upstream, call, parts[0])
         return await ask_parts(upstream, call, parts)
+
+    async def _parts(self, upstream: Upstream, call: Call) -> AsyncIterator[Part]:
+        request = call.request
+        if isinstance(request, CompletionRequest):
+            async for part in _text_parts(upstream, call, request):
+                yield part
+            return
+        assert isinstance(request, ChatCompletionRequest)  # noqa: S101 -- there is no third kind
+        if request.json_schema is not None or request.must_call:
+            grammar = await asyncio.to_thread(answer_grammar, request)
+            await self._grammars.require(upstream, request, grammar)
+            async for part in _template_parts(upstream, call, request, grammar=grammar):
+                yield part
+            return
+        for choice in range(request.n):
+            yield Part(CHAT, _body(call, request, choice), 0, chat_edit(request))
 
     async def _unchanged(self, upstream: Upstream, call: Call, part: Part) -> httpx.Response:
         answer = await upstream.post(call.path, part.body)
@@ -117,10 +126,13 @@ class LlamaCppDialect(Dialect):
     async def _check(self, upstream: Upstream, request: GenerationFields) -> None:
         if request.logit_bias:
             check_logit_bias(request.logit_bias, (await self._known(upstream)).vocabulary_size)
+        if request.grammar is not None:
+            await self._grammars.require_own(upstream, request.grammar)
         if isinstance(request, ChatCompletionRequest):
             await self._check_tools(upstream, request)
 
     async def _check_tools(self, upstream: Upstream, request: ChatCompletionRequest) -> None:
+        require_alone("grammar", request.grammar, request)
         if request.callable_tools or has_calls(request):
             check_template(request, (await self._known(upstream)).template, engine="llama_cpp")
 
@@ -138,24 +150,6 @@ class LlamaCppDialect(Dialect):
         return self._facts[upstream.key]
 
 
-async def _parts(upstream: Upstream, call: Call) -> AsyncIterator[Part]:
-    request = call.request
-    if isinstance(request, CompletionRequest):
-        async for part in _text_parts(upstream, call, request):
-            yield part
-        return
-    assert isinstance(request, ChatCompletionRequest)  # noqa: S101 -- there is no third kind
-    if request.json_schema is not None or request.must_call:
-        grammar = answer_grammar(request)
-        param = "tools" if request.must_call else "response_format"
-        await asyncio.to_thread(check_grammar, grammar, param=param)
-        async for part in _template_parts(upstream, call, request, grammar=grammar):
-            yield part
-        return
-    for choice in range(request.n):
-        yield Part(CHAT, _body(call, request, choice), 0, chat_edit(request))
-
-
 async def _text_parts(upstream: Upstream, call: Call, request: CompletionRequest) -> AsyncIterator[Part]:
     for number, prompt in enumerate(request.prompts):
         echoed = await _text(upstream, prompt) if request.echo else ""
@@ -166,20 +160,20 @@ async def _text_parts(upstream: Upstream, call: Call, request: CompletionRequest
 
 
 async def _template_parts(
-    upstream: Upstream, call: Call, request: ChatCompletionRequest, *, grammar: str | None
+    upstream: Upstream, call: Call, request: ChatCompletionRequest, *, grammar: Grammar | None
 ) -> AsyncIterator[Part]:
     """The conversation as the template writes it, to be continued by the grammar and nothing else, or freely."""
     given = {"messages", "chat_template_kwargs"} | ({"tools"} if request.callable_tools else set())
     question = {name: call.body[name] for name in given if name in call.body}
-    prompt = (await _answer(upstream, "/apply-template", question))["prompt"]
+    prompt = (await answered(upstream, "/apply-template", question))["prompt"]
     opening = {"delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}
     for choice in range(request.n):
         body = _without(_body(call, request, choice), OF_CHAT) | {"prompt": prompt}
         if grammar is not None:
-            body["grammar"] = f"%llguidance {{}}\n{grammar}"
+            body["grammar"] = in_its_form(grammar.lark)
         if request.logprobs:
             body["logprobs"] = max(request.top_logprobs or 0, 1)
-        yield Part(COMPLETIONS, body, 0, JsonEdit(request), opening)
+        yield Part(COMPLETIONS, body, 0, JsonEdit(request, grammar), opening)
 
 
 def _body(call: Call, request: GenerationFields, choice: int) -> dict[str, Any]:
@@ -216,19 +210,7 @@ async def _text(upstream: Upstream, prompt: str | list[int]) -> str:
     if isinstance(prompt, str):
         return prompt
     try:
-        text: str = (await _answer(upstream, "/detokenize", {"tokens": prompt}))["content"]
+        text: str = (await answered(upstream, "/detokenize", {"tokens": prompt}))["content"]
     except Refused as refused:
         raise InvalidParameter("`prompt` holds a token that the model does not have", param="prompt") from refused
     return text
-
-
-async def _answer(upstream: Upstream, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = await upstream.query(path, body)
-    try:
-        content = await answer.aread()
-    finally:
-        await answer.aclose()
-    if answer.status_code >= 400:
-        raise Refused(answer)
-    found: dict[str, Any] = json.loads(content)
-    return found

@@ -7,6 +7,7 @@ from typing import Any
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest
 from workers.serving.contract.legacy_logprobs import legacy_logprobs
+from workers.serving.contract.schemas import Grammar
 from workers.serving.dialects.choices import Edit
 from workers.serving.dialects.json_messages import JsonMessage
 
@@ -39,9 +40,9 @@ class TextEdit:
 class JsonEdit:
     """From a completion that is JSON to a message."""
 
-    def __init__(self, request: ChatCompletionRequest) -> None:
+    def __init__(self, request: ChatCompletionRequest, grammar: Grammar | None) -> None:
         self._edit = chat_edit(request)
-        self._message = JsonMessage(request)
+        self._message = JsonMessage(request, grammar)
 
     def __call__(self, choice: dict[str, Any]) -> None:
         self._edit(choice)

@@ -21,11 +21,11 @@ from workers.serving.contract.call import Call
 from workers.serving.contract.chat import ChatCompletionRequest
 from workers.serving.contract.completions import CompletionRequest, EmbeddingsRequest
 from workers.serving.contract.fields import GenerationFields, Strict
-from workers.serving.contract.schemas import check_grammar
+from workers.serving.contract.schemas import Grammar
 from workers.serving.dialects.base import Dialect, Upstream
 from workers.serving.dialects.choices import Edit, Part, ask_parts, unchanged
 from workers.serving.dialects.embeddings import ask_embeddings
-from workers.serving.dialects.json_messages import JsonMessage, answer_grammar
+from workers.serving.dialects.json_messages import JsonMessage, answer_grammar, require_alone
 from workers.serving.dialects.openai import single_choices
 from workers.serving.dialects.templates import TemplateFacts, check_template, has_calls
 
@@ -62,15 +62,14 @@ class VllmDialect(Dialect):
             return await ask_embeddings(upstream, call)
         grammar = None
         if isinstance(request, ChatCompletionRequest) and _is_json(request):
-            grammar = answer_grammar(request)
-            param = "tools" if request.must_call else "response_format"
-            await asyncio.to_thread(check_grammar, grammar, param=param)
+            grammar = await asyncio.to_thread(answer_grammar, request)
         parts = list(_parts(call, grammar))
         if len(parts) == 1 and _passes_unchanged(request):
             return await upstream.post(call.path, call.body)
         return await ask_parts(upstream, call, parts)
 
     async def _check(self, upstream: Upstream, request: ChatCompletionRequest) -> None:
+        require_alone("structured_outputs", request.structured_outputs, request)
         if not (request.callable_tools or has_calls(request)):
             return
         if upstream.key not in self._facts:
@@ -172,19 +171,19 @@ def _only_scores(request: Strict) -> bool:
     return isinstance(request, CompletionRequest) and request.max_tokens == 0
 
 
-def _parts(call: Call, grammar: str | None) -> Iterator[Part]:
+def _parts(call: Call, grammar: Grammar | None) -> Iterator[Part]:
     for body, number, choices in single_choices(call, beams=grammar is None):
         yield _part(call, body, number, grammar, choices)
 
 
-def _part(call: Call, body: dict[str, Any], number: int, grammar: str | None, choices: int) -> Part:
+def _part(call: Call, body: dict[str, Any], number: int, grammar: Grammar | None, choices: int) -> Part:
     request = call.request
     if isinstance(request, ChatCompletionRequest) and grammar is not None:
         body = {name: value for name, value in body.items() if name not in OF_GRAMMARS}
-        body["structured_outputs"] = {"grammar": grammar}
+        body["structured_outputs"] = {"grammar": grammar.lark}
         if request.tools:
             body["tool_choice"] = "none"  # calls are read here, not there; the prompt has the tools all the same
-        return Part(call.path, body, number, json_edit(request), OPENING)
+        return Part(call.path, body, number, json_edit(request, grammar), OPENING)
     edit: Edit = unchanged
     if isinstance(request, CompletionRequest) and request.logprobs is not None:
         edit = best_edit(request.logprobs)
@@ -211,8 +210,8 @@ def best_edit(top: int) -> Edit:
     return edit
 
 
-def json_edit(request: ChatCompletionRequest) -> Edit:
-    message = JsonMessage(request)
+def json_edit(request: ChatCompletionRequest, grammar: Grammar) -> Edit:
+    message = JsonMessage(request, grammar)
 
     def edit(choice: dict[str, Any]) -> None:
         said = choice.pop("delta" if request.stream else "message")
