@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import httpx
 
 from app.domain.errors import EngineFailed
 from app.http_transport import exchange
+from workers.serving.admission import Slot
 from workers.serving.lease import Lease
 from workers.serving.served import ServedModel
+from workers.serving.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,16 @@ class EngineConnection:
     async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         """Waits for a slot, which the answer then holds until it is closed."""
         slot = await self._lease.turn.slot()
+        vitals = self._lease.vitals
+        vitals.awaited += 1
         try:
             answer = await self.query(path, body)
         except BaseException:
             slot.release()
             raise
-        answer.stream = _Held(answer, self._lease.vitals.sign, slot.release)
+        finally:
+            vitals.awaited -= 1
+        answer.stream = _Held(answer, vitals, slot)
         return answer
 
     async def query(self, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -68,24 +74,33 @@ class EngineConnection:
 class _Held(httpx.AsyncByteStream):
     """The body of an answer that holds a slot, and that is a sign of the engine's life as it comes."""
 
-    def __init__(self, answer: httpx.Response, sign: Callable[[], None], release: Callable[[], None]) -> None:
+    def __init__(self, answer: httpx.Response, vitals: Vitals, slot: Slot) -> None:
         assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101 -- it came by an asynchronous transport
         self._stream = answer.stream
         # Refusals may come from a part of the engine that does not generate.
-        self._sign = None if answer.is_error else sign
-        self._release = release
+        self._generated = answer.is_success
+        self._vitals = vitals
+        self._slot = slot
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._stream:
-            if self._sign is not None:
-                self._sign()
+        chunks = aiter(self._stream)
+        while (chunk := await self._next(chunks)) is not None:
+            if self._generated:
+                self._vitals.sign()
             yield chunk
+
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        self._vitals.awaited += 1
+        try:
+            return await anext(chunks, None)
+        finally:
+            self._vitals.awaited -= 1
 
     async def aclose(self) -> None:
         try:
             await self._stream.aclose()
         finally:
-            self._release()
+            self._slot.release()
 
 
 def _upstream_body(body: dict[str, Any], upstream_model: str) -> dict[str, Any]:

@@ -221,7 +221,7 @@ class Deployment:
 
     async def _end(self, running: Running) -> str:
         """Waits for it: what the engine did, by itself or to be given up."""
-        hanging = asyncio.create_task(self.vitals.until_hung(Probed(self.engine, running, self.admission)))
+        hanging = asyncio.create_task(self.vitals.until_hung(Probed(self.name, self.engine, running)))
         try:
             ends: set[asyncio.Future[Any]] = {running.ended, hanging}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -155,7 +155,7 @@ class RunningEngine:
     async def answers(self, client: httpx.AsyncClient) -> bool:
         try:
             answer = await client.get(self.url(self.command.health_path), headers=CLOSING)
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False  # it does not listen yet, hangs, or has just died, which the next look finds out
         return answer.status_code == httpx.codes.OK
 

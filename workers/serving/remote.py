@@ -51,7 +51,7 @@ class RemoteConnection:
         """Whatever it says of the question: a server that refuses it is there."""
         try:
             answer = await client.get(self.url("/v1/models"), headers=self.headers)
-        except httpx.TransportError:
+        except httpx.RequestError:
             return False
         return not answer.is_server_error
 

@@ -36,16 +36,16 @@ class Patient(Protocol):
     """An engine as it is probed."""
 
     @property
-    def busy(self) -> bool:
-        """Whether requests are on it."""
+    def name(self) -> str:
+        """Of its model, for the log."""
 
     @property
-    def probed(self) -> bool:
-        """Whether it is to be asked at all at this moment."""
+    def ours(self) -> bool:
+        """Whether it is to be probed even where nothing is expected of it."""
 
     @property
     def counts_work(self) -> bool:
-        """Whether `work_done` tells anything of this kind of engine."""
+        """Whether `work_done` tells anything, as far as is known."""
 
     async def answers(self, client: httpx.AsyncClient) -> bool:
         """Whether it says that it is well."""
@@ -60,6 +60,8 @@ class Vitals:
     def __init__(self, settings: Settings, *, now: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self.hang: Hang | None = None
+        # How often it is waited for at this moment. A client that reads nothing waits for nothing.
+        self.awaited = 0
         self._now = now
         self._sign = now()
         self._work: object | None = None
@@ -103,19 +105,19 @@ class Vitals:
             return False
 
     async def probe(self, patient: Patient, client: httpx.AsyncClient) -> None:
-        if not patient.busy:
+        if not self.awaited:
             self._sign = self._now()  # nothing is due from it
-        if not patient.probed:
+        if not (self.awaited or patient.ours):
             self._failed_probes = 0
             return
         asked = self._now()
         well = await patient.answers(client)
         self._failed_probes = 0 if well or self._sign > asked else self._failed_probes + 1
         if self._failed_probes:
-            log.warning("an engine left a probe unanswered, for the %d. time in a row", self._failed_probes)
+            log.warning("the engine of %s left %d probes in a row unanswered", patient.name, self._failed_probes)
         if self._failed_probes >= self.settings.serving_hung_after_probes:
             self._give_up("probes", f"left {self._failed_probes} health probes in a row unanswered")
-        elif patient.busy and patient.counts_work:
+        elif self.awaited and patient.counts_work:
             await self._look_for_progress(patient, client)
 
     async def _look_for_progress(self, patient: Patient, client: httpx.AsyncClient) -> None:
@@ -124,7 +126,7 @@ class Vitals:
             self._work = work
             self.sign()
         silence = self._now() - self._sign
-        if silence >= self.settings.serving_stall_seconds:
+        if patient.counts_work and silence >= self.settings.serving_stall_seconds:
             self._give_up("stalled", f"got nowhere for {silence:.0f} seconds with requests on it")
 
     def _give_up(self, kind: str, reason: str) -> None:

@@ -13,8 +13,9 @@ from fastapi.responses import Response
 
 from app.domain.errors import EngineFailed
 from app.settings import Settings
+from app.streaming import RelayResponse
 from tests.fakes.engine import FakeEngine
-from tests.unit.serving.scenarios import model, run
+from tests.unit.serving.scenarios import model, run, until
 from workers.serving.contract.call import Call
 from workers.serving.contract.responses import ResponsesRequest
 from workers.serving.dialects.base import Upstream
@@ -126,3 +127,32 @@ def test_a_client_that_reads_nothing_does_not_keep_its_slot(settings: Settings, 
 
     small = settings.model_copy(update={"serving_total_timeout_seconds": 0.5})
     run(small, FakeEngine(tmp_path), scenario)
+
+
+def test_an_engine_is_waited_for_only_while_somebody_reads(settings: Settings, tmp_path: Path) -> None:
+    """One whose client reads nothing has nothing to do, however long that takes: it does not hang."""
+    more = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+        await more.wait()
+
+    def answer_of(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=pieces(), headers={"content-type": "text/event-stream"})
+
+    async def scenario(pool: ModelPool) -> None:
+        body = {"model": "a", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        forwarder = Forwarder(pool, httpx.MockTransport(answer_of), settings)
+        answer = await forwarder.forward(model(settings, "a"), CHAT, body)
+        vitals = pool.deployments[0].vitals
+        assert isinstance(answer, RelayResponse)
+        await anext(answer.chunks)
+        assert vitals.awaited == 0
+        reading = asyncio.create_task(anext(answer.chunks, None))  # type: ignore[arg-type]
+        await until(lambda: vitals.awaited == 1)
+        more.set()
+        await reading
+        await answer.close()
+        assert vitals.awaited == 0
+
+    run(settings, FakeEngine(tmp_path), scenario)

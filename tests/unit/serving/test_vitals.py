@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.settings import Settings
-from workers.serving.admission import Admission
+from tests.fakes.engine import FakeEngine
 from workers.serving.engines.base import RemoteAddress
-from workers.serving.engines.remote import RemoteEngine
 from workers.serving.engines.vllm import VllmEngine
 from workers.serving.probing import Probed
 from workers.serving.remote import RemoteConnection
@@ -29,12 +30,15 @@ class Clock:
 class Engine:
     """`well` and `work` are what it answers; `meanwhile` happens as it is asked."""
 
-    def __init__(self, *, busy: bool = True, well: bool = True, work: Any = None, counts: bool = True) -> None:
-        self.busy, self.well, self.work, self.counts_work = busy, well, work, counts
-        self.probed = True
+    name = "m"
+
+    def __init__(self, *, well: bool = True, work: Any = None, counts: bool = True, ours: bool = True) -> None:
+        self.well, self.work, self.counts_work, self.ours = well, work, counts, ours
+        self.asked = 0
         self.meanwhile: Callable[[], None] = lambda: None
 
     async def answers(self, client: Any) -> bool:
+        self.asked += 1
         self.meanwhile()
         return self.well
 
@@ -49,7 +53,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def vitals(settings: Settings, clock: Clock) -> Vitals:
-    return Vitals(settings, now=clock)
+    found = Vitals(settings, now=clock)
+    found.awaited = 1
+    return found
 
 
 def probe(vitals: Vitals, engine: Engine, clock: Clock, *, times: int = 1, every: float = 30.0) -> str | None:
@@ -65,7 +71,8 @@ def probe(vitals: Vitals, engine: Engine, clock: Clock, *, times: int = 1, every
 
 
 def test_an_engine_that_answers_no_probe_is_given_up(vitals: Vitals, clock: Clock) -> None:
-    engine = Engine(busy=False, well=False)
+    vitals.awaited = 0
+    engine = Engine(well=False)
     assert probe(vitals, engine, clock, times=2) is None
     assert probe(vitals, engine, clock) == "probes"
 
@@ -108,9 +115,10 @@ def test_a_long_prompt_on_a_slow_machine_is_not_a_hang(vitals: Vitals, clock: Cl
 
 
 def test_an_idle_engine_need_get_nowhere(vitals: Vitals, clock: Clock) -> None:
-    engine = Engine(busy=False, work="7 tokens")
+    engine = Engine(work="7 tokens")
+    vitals.awaited = 0
     assert probe(vitals, engine, clock, times=1000) is None
-    engine.busy = True
+    vitals.awaited = 1
     assert probe(vitals, engine, clock, times=19) is None
 
 
@@ -150,17 +158,35 @@ def test_a_verdict_does_not_wait_for_the_next_probe(settings: Settings) -> None:
     assert "1 requests" in asyncio.run(main())
 
 
-def test_a_remote_server_is_asked_only_while_it_has_requests(settings: Settings) -> None:
-    async def main() -> None:
-        admission = Admission("m", slots=1, queue=1, timeout_seconds=1)
-        remote = Probed(RemoteEngine(settings), RemoteConnection(RemoteAddress("http://127.0.0.1:9", "m")), admission)
-        assert not remote.probed
-        async with admission.turn():
-            assert remote.probed
-            assert remote.busy
-        assert not remote.counts_work
+def test_a_server_elsewhere_is_asked_only_while_it_has_requests(vitals: Vitals, clock: Clock) -> None:
+    remote = Engine(well=False, ours=False)
+    vitals.awaited = 0
+    assert probe(vitals, remote, clock, times=9) is None
+    assert remote.asked == 0
+    vitals.awaited = 1
+    assert probe(vitals, remote, clock, times=3) == "probes"
 
-    asyncio.run(main())
+
+@pytest.mark.parametrize(("answer", "counts"), [((200, "7"), True), ((501, "no such thing"), False), (None, True)])
+def test_an_engine_that_tells_nothing_is_not_judged_by_it(
+    settings: Settings, tmp_path: Path, answer: tuple[int, str] | None, counts: bool
+) -> None:
+    class Silent(FakeEngine):
+        progress_path = "/progress"
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        if answer is None:
+            raise httpx.ReadTimeout("busy")
+        return httpx.Response(answer[0], text=answer[1])
+
+    async def main() -> bool:
+        running = RemoteConnection(RemoteAddress("http://127.0.0.1:9", "m"))
+        probed = Probed("m", Silent(tmp_path), running)
+        async with httpx.AsyncClient(transport=httpx.MockTransport(reply)) as client:
+            await probed.work_done(client)
+        return probed.counts_work
+
+    assert asyncio.run(main()) is counts
 
 
 def test_what_vllm_counts(settings: Settings) -> None:
