@@ -7,14 +7,15 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from app.domain.errors import InvalidParameter
+from app.domain.errors import EngineFailed, InvalidParameter
 from workers.serving.batching.answers import ChatAnswer, Usage
 from workers.serving.batching.application import _events
-from workers.serving.batching.generator import Piece
+from workers.serving.batching.generator import Choice, Piece
 from workers.serving.batching.sampling import PerRequestSampler, SamplingSettings, SamplingState, choose
 from workers.serving.batching.text import TextStream
 from workers.serving.merging import in_turn, merged
@@ -244,3 +245,46 @@ def test_a_stream_opens_with_its_first_token() -> None:
         assert [b"assistant" in event for event in found] == [True, True, False, False, False]
 
     asyncio.run(scenario())
+
+
+class Grammar:
+    """Stands for a constraint: `length` is where the grammar came to its end, if it did."""
+
+    failure = None
+
+    def __init__(self, length: int | None) -> None:
+        self.length = length
+
+
+def ended(length: int | None, *tokens: int, stops: Sequence[str] = (), constrained: bool = True) -> Piece | None:
+    """What becomes of these tokens, of which 9 is the end and each other its own digit."""
+    constraint: Any = Grammar(length) if constrained else None
+    state = SamplingState(SamplingSettings(), constraint=constraint)
+    text = TextStream(lambda given: "".join(str(token) for token in given if token != 9), stops)
+    output: Any = SimpleNamespace(
+        status=None, error=None, generated_tokens=list(tokens), is_finished=lambda: tokens[-1] == 9 or len(tokens) == 4
+    )
+    return Choice(text, state, frozenset({9})).advance(output)
+
+
+def test_an_answer_that_ends_before_its_grammar_is_none() -> None:
+    with pytest.raises(EngineFailed, match="before it followed its schema"):
+        ended(None, 1, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens", "given", "reason"),
+    [
+        (3, [1, 2, 9], {}, "stop"),
+        (2, [1, 2], {}, "stop"),
+        (None, [1, 2, 3, 4], {}, "length"),
+        (None, [1, 2, 3], {"stops": ["2"]}, "stop"),
+        (None, [1, 2, 9], {"constrained": False}, "stop"),
+    ],
+)
+def test_answers_that_end_with_their_grammar_or_are_cut_off(
+    length: int | None, tokens: list[int], given: dict[str, Any], reason: str
+) -> None:
+    piece = ended(length, *tokens, **given)
+    assert piece is not None
+    assert piece.finish_reason == reason
