@@ -140,5 +140,14 @@ def require_refusal(raised: openai.BadRequestError, name: str, param: str) -> No
     assert "cannot be followed" in error["message"]
     assert name not in EVERYDAY, error["message"]
     keyword = name.split(" ", 1)[0]
-    if keyword in ("format", "uniqueItems", "contains", "minContains", "propertyNames", "not", "if", "oneOf"):
+    if "nsatisfiable" not in error["message"] and keyword in (
+        "format",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "propertyNames",
+        "not",
+        "if",
+        "oneOf",
+    ):
         assert keyword in error["message"]

@@ -101,7 +101,7 @@ def test_a_forced_call_is_generated_from_the_templates_text() -> None:
     (call,) = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "now", "arguments": '{"at": "é"}'}
     _, (template, question), (completions, body) = server.asked
-    assert (template, question) == ("/apply-template", {"messages": HI, "tools": tools})
+    assert (template, question) == ("/apply-template", {"messages": HI, "tools": tools, "tool_choice": "none"})
     assert completions == "/v1/completions"
     assert body["prompt"] == "P"
     assert body["grammar"].startswith("%llguidance {}\nstart: ")
@@ -116,6 +116,13 @@ def test_an_answer_in_which_calls_cannot_be_found_is_text() -> None:
     )
     _, answer = ask(server, "/v1/chat/completions", messages=HI, tools=TOOLS)
     assert answer["choices"][0]["message"] == {"role": "assistant", "refusal": None, "content": "some text"}
+
+
+def test_tools_that_it_cannot_read_are_named() -> None:
+    told = "Automatic parser generation failed: JSON schema error at #/properties/v: schema must be an object"
+    with pytest.raises(InvalidParameter, match="error at #/properties/v: schema must be an object") as raised:
+        ask(Server(v1__chat__completions=failure(400, told)), "/v1/chat/completions", messages=HI, tools=TOOLS)
+    assert raised.value.param == "tools"
 
 
 def test_a_failure_stays_one() -> None:

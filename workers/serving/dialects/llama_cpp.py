@@ -11,6 +11,7 @@ seed.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -38,6 +39,8 @@ COMPLETIONS: Final = "/v1/completions"
 TOO_LONG: Final = b"too large to process"
 # What it says where it cannot tell calls from content, for example because a character is cut off.
 UNREADABLE: Final = b"does not match the expected"
+# What it says of tools that may be called, whose schemas it reads by rules of its own.
+SCHEMA_ERROR: Final = re.compile(rb'JSON schema error[^"]*')
 # Its seeds have 32 bits, of which the last stands for "a random one".
 SEEDS: Final = 2**32 - 1
 DROPPED: Final = frozenset({"best_of", "echo", "max_completion_tokens", "n", "stream_options"})
@@ -82,6 +85,9 @@ class LlamaCppDialect(Dialect):
             writes = "is one for embeddings and writes no text; use /v1/embeddings"
             kind = writes if isinstance(call.request, GenerationFields) else embeds
             raise InvalidParameter(f"the model {call.body['model']!r} {kind}", param="model")
+        if answer.status_code == httpx.codes.BAD_REQUEST and (found := SCHEMA_ERROR.search(await answer.aread())):
+            await answer.aclose()
+            raise InvalidParameter(f"`tools` cannot be used on 'llama_cpp': {found[0].decode()}", param="tools")
         return answer
 
     async def _ask(self, upstream: Upstream, call: Call) -> httpx.Response:
@@ -165,6 +171,8 @@ async def _template_parts(
     """The conversation as the template writes it, to be continued by the grammar and nothing else, or freely."""
     given = {"messages", "chat_template_kwargs"} | ({"tools"} if request.callable_tools else set())
     question = {name: call.body[name] for name in given if name in call.body}
+    if "tools" in question:
+        question["tool_choice"] = "none"  # the same text; else it would read their schemas, of which it knows less
     prompt = (await answered(upstream, "/apply-template", question))["prompt"]
     opening = {"delta": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None}
     for choice in range(request.n):
