@@ -77,6 +77,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "false": record(properties={"a": DIGIT, "b": False}),
     "lenient": text(format="nonsense", **{"x-guidance": {"lenient": True}}),
 }
+# With what an answer of a type begins, even one that was cut off.
+OPENINGS: dict[str, str] = {"string": '"', "object": "{", "array": "["}
 # Not one of them may be refused: pydantic writes them for everyday models.
 EVERYDAY = {
     "anyOf", "array", "const", "enum", "format date", "format date-time", "format uuid", "integers", "lengths",
@@ -114,11 +116,13 @@ def test_a_forced_call_follows_its_schema_or_is_refused(client: openai.OpenAI, c
         require_refusal(error, name, "tools")
         return
     (choice,) = answer.choices
-    calls = choice.message.tool_calls or []
-    require_followed(calls[0].function.arguments if calls else "", choice.finish_reason, parameters)
-    chunks = list(stream)
-    parts = [call.function.arguments for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    require_followed("".join(parts), chunks[-1].choices[0].finish_reason, parameters)
+    require_called(choice.message, choice.finish_reason, parameters)
+    told = openai.types.chat.ChatCompletionMessage(role="assistant", content="", tool_calls=[])
+    for chunk in stream:
+        (choice,) = chunk.choices
+        told.content = (told.content or "") + (choice.delta.content or "")
+        told.tool_calls = [*(told.tool_calls or []), *(choice.delta.tool_calls or [])]
+    require_called(told, choice.finish_reason, parameters)
 
 
 def written(client: openai.OpenAI, model: str, **fields: Any) -> Any:
@@ -127,10 +131,20 @@ def written(client: openai.OpenAI, model: str, **fields: Any) -> Any:
     return ask(client, model, max_tokens=150, temperature=1, seed=4, logit_bias=ends, **fields)
 
 
+def require_called(message: Any, reason: str | None, parameters: dict[str, Any]) -> None:
+    if reason == "length":
+        assert (message.content or "[")[0] in "[<"  # as calls begin
+        return
+    assert reason == "tool_calls"
+    (call,) = message.tool_calls
+    require_followed(call.function.arguments, "stop", parameters)
+
+
 def require_followed(told: str, reason: str | None, schema: dict[str, Any]) -> None:
     if reason == "length":
+        assert told.startswith(OPENINGS.get(str(schema.get("type")), ""))
         return
-    assert reason in ("stop", "tool_calls")
+    assert reason == "stop"
     jsonschema.Draft202012Validator(schema).validate(json.loads(told))
 
 
