@@ -39,7 +39,7 @@ class LlamaCppEngine(Engine):
         dialect="llama_cpp",
     )
     cache_usage_path = "/slots"
-    # The loop that generates answers it, between two passes; /health is answered by another thread.
+    # It changes with each token, and with each 2,048 of a prompt. /health says nothing of the loop that generates.
     progress_path = "/slots"
 
     def version(self) -> str | None:
