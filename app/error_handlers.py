@@ -9,10 +9,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from app.domain.errors import BitmillError
+from app.domain.errors import BitmillError, DatabaseUnavailable
 from app.domain.http_status import status_of
+from app.persistence.patience import is_away
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BitmillError, _on_bitmill_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(SQLAlchemyError, _on_database_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
@@ -73,6 +76,15 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         message = f"Unknown request URL: {request.method} {request.url.path}. See /docs for what exists"
     headers = dict(error.headers) if error.headers else None
     return _answer(error.status_code, message, "invalid_request_error", None, code, headers)
+
+
+async def _on_database_error(request: Request, error: Exception) -> JSONResponse:
+    if not is_away(error):
+        return await _on_unexpected(request, error)
+    log.warning("%s %s: the database is away (%s)", request.method, request.url.path, error)
+    return await _on_bitmill_error(
+        request, DatabaseUnavailable("the database does not answer; send the request again in a moment")
+    )
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.domain.artifacts import ArtifactFormat, ArtifactKind, Gate, QualityCard, QuantizationReport, artifact_key
@@ -72,6 +73,12 @@ class Publisher:
 
     def import_source(self, source: Message) -> None:
         """Lists the original among the models, once. Raises Conflict if its name is a result's."""
+        try:
+            self._import(source)
+        except IntegrityError:
+            self._import(source)  # another worker, which listed it at the same moment, is seen now
+
+    def _import(self, source: Message) -> None:
         with self.database.transaction() as session:
             repository = ArtifactRepository(session)
             existing = repository.find(source["name"])

@@ -10,11 +10,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.domain.jobs import JobState
 from app.persistence.artifacts import ArtifactRepository
 from app.persistence.jobs import JobRepository
+from app.persistence.patience import is_away
 from app.persistence.unit_of_work import Database
 from app.services.workers import WorkerService
 
@@ -57,6 +59,17 @@ class StateCollector(Collector):
         return []
 
     def collect(self) -> Iterable[Metric]:
+        """What processes count themselves is told while the database is away, too: just then somebody looks."""
+        try:
+            found = [*self._states(), self._workers()]
+        except SQLAlchemyError as error:
+            if not is_away(error):
+                raise
+            found = []
+        up = GaugeMetricFamily("bitmill_database_up", "Whether the database answered.", value=1.0 if found else 0.0)
+        return [up, *found]
+
+    def _states(self) -> Iterable[Metric]:
         with self.database.reading() as session:
             jobs = JobRepository(session)
             counts, oldest = jobs.counts(), jobs.oldest_queued_at()
@@ -68,7 +81,6 @@ class StateCollector(Collector):
         age = time.time() - oldest if oldest is not None else 0.0
         yield GaugeMetricFamily("bitmill_oldest_queued_job_seconds", "Age of the oldest queued job.", value=age)
         yield GaugeMetricFamily("bitmill_artifacts", "Models in the store.", value=artifacts)
-        yield self._workers()
 
     def _workers(self) -> Metric:
         live = self.workers.live()

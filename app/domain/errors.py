@@ -33,6 +33,7 @@ BitmillError
 │   ├── DiskFull
 │   └── InsufficientMemory
 ├── UpstreamFailed                 something that Bitmill stands on failed
+│   ├── DatabaseUnavailable
 │   ├── HubUnreachable
 │   ├── ServingUnavailable
 │   ├── EngineFailed
@@ -228,6 +229,14 @@ class InsufficientMemory(InsufficientResources):
 
 class UpstreamFailed(BitmillError):
     code = "upstream_failed"
+
+
+class DatabaseUnavailable(UpstreamFailed):
+    code = "database_unavailable"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": "1"}
 
 
 class HubUnreachable(UpstreamFailed):

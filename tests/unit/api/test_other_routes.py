@@ -102,6 +102,13 @@ def test_a_database_that_is_gone_makes_the_api_unready(settings: Settings) -> No
     with TestClient(app) as client:
         assert client.get("/livez").status_code == 200
         assert client.get("/readyz").status_code == 503
+        answer = client.get("/v1/models")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"]["code"] == "database_unavailable"
+        # Processes go on counting, and say what is wrong.
+        text = client.get("/metrics").text
+        assert "bitmill_database_up 0.0" in text
+        assert 'route="/v1/models",status="503"' in text
 
 
 def test_metrics_count_requests_by_route(client: TestClient, add_worker: AddWorker) -> None:
@@ -111,6 +118,7 @@ def test_metrics_count_requests_by_route(client: TestClient, add_worker: AddWork
     line = 'bitmill_http_requests_total{method="GET",route="/v1/quantization/jobs/{job_id}",status="404"} 1.0'
     assert line in text
     assert 'bitmill_jobs{state="queued"} 0.0' in text
+    assert "bitmill_database_up 1.0" in text
     assert 'bitmill_workers{queue="cpu"} 1.0' in text
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,18 @@ def test_an_attempt_that_lost_its_job_leaves_neither_artifact_nor_file(
     with pytest.raises(IllegalTransition):
         Publisher(sqlite_database, settings).publish_trained(job, 1, staged, TRAINED)
     assert left(settings.artifacts_folder) == left(settings.files_folder) == []
+
+
+def test_workers_that_import_one_original_at_once_list_it_once(database: Database, settings: Settings) -> None:
+    source = TRAINED.source | {"fingerprint": "1" * 64}
+    together = threading.Barrier(8)
+
+    def import_it(_: int) -> None:
+        publisher = Publisher(database, settings)
+        together.wait()
+        publisher.import_source(source)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(import_it, range(8)))
+    with database.reading() as session:
+        assert [row.name for row in ArtifactRepository(session).list()] == ["tiny"]
