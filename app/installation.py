@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.domain.errors import WrongInstallation
-from app.domain.installation import Stock, belong_together
+from app.domain.installation import Stock, belong_again, belong_together
 from app.domain.jobs import new_id
 from app.persistence.installation import InstallationRepository
 from app.persistence.patience import for_a_while, is_away, patiently
@@ -84,8 +84,9 @@ async def _check_later(database: Database, settings: Settings) -> None:
             await asyncio.sleep(CHECK_SECONDS)
             if await _is_checked(database, settings):
                 return
-    except WrongInstallation as error:
-        log.critical("%s", error.message)
+    except Exception as error:
+        # Unchecked it must not go on; a start that meets the same says so as well.
+        log.critical("whether database and data folder belong together could not be checked, or they do not: %s", error)
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -96,8 +97,7 @@ def _require(database: Database, settings: Settings) -> str:
         here = repository.id()
         if here is None or there is None:
             stock = repository.stock(folder.entries(settings))
-            if not belong_together(stock):
-                raise WrongInstallation(_why_not(stock, settings))
+            _require_fit(stock, here, there, settings)
             here = here or repository.give(there or new_id("installation"))
     if there is None:
         folder.write_id(settings, here)
@@ -110,11 +110,19 @@ def _require(database: Database, settings: Settings) -> str:
     return here
 
 
+def _require_fit(stock: Stock, here: str | None, there: str | None, settings: Settings) -> None:
+    """Raises WrongInstallation."""
+    is_new = here is None and there is None
+    fits = belong_together(stock) if is_new else belong_again(stock, database_has_id=here is not None)
+    if not fits:
+        raise WrongInstallation(_why_not(stock, settings))
+
+
 def _why_not(stock: Stock, settings: Settings) -> str:
     place = f"the data folder {settings.data_folder}"
     database = f"the database {_shown(settings)}"
     if not stock.found:
-        return f"{place} is empty, and {database} has models or uploads whose files should lie there. {WHAT_TO_DO}"
+        return f"{place} is empty, and {database} is not that of a new installation, or the folder is not. {WHAT_TO_DO}"
     example = "/".join(min(stock.unknown))
     return (
         f"{place} holds {len(stock.found)} models, uploads and jobs' files, of which {database} does not know "

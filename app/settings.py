@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.serving import FOREVER, KeepAlive
@@ -198,6 +198,15 @@ class Settings(BaseSettings):
         if value is not None and not ("{source}" in value and "{target}" in value and shlex.split(value)):
             raise ValueError("the command must say {source} and {target}")
         return value
+
+    @model_validator(mode="after")
+    def _leases_outlast_heartbeats(self) -> Settings:
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError(
+                f"BITMILL_LEASE_SECONDS ({self.lease_seconds:g}) must be at least three times "
+                f"BITMILL_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}): each heartbeat renews the lease"
+            )
+        return self
 
     def is_given(self, name: str | None) -> bool:
         """Whether an optional setting has a value; `name` None names none."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import signals
@@ -39,17 +41,27 @@ def _configure_logging(**_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _choose_queues(conf: Any, **_: Any) -> None:
-    try:
+    with _or_end():
         require_installation(database, settings)
-    except WrongInstallation as error:
-        # Celery would log any other exception of a signal's handler, and go on.
-        sys.exit(f"this worker does not start: {error.message}")
-    conf.task_queues = [Queue(name) for name in presence.look_around()]
+        conf.task_queues = [Queue(name) for name in presence.look_around()]
 
 
 @signals.worker_ready.connect
 def _arrive(**_: Any) -> None:
-    presence.arrive()
+    with _or_end():
+        presence.arrive()
+
+
+@contextmanager
+def _or_end() -> Iterator[None]:
+    """Celery logs an exception of a signal's handler and goes on: with no row, no heartbeat, or all the GPUs."""
+    try:
+        yield
+    except WrongInstallation as error:
+        sys.exit(f"this worker does not start: {error.message}")
+    except Exception as error:
+        log.exception("the start failed")
+        sys.exit(f"this worker does not start: {error}")
 
 
 @signals.worker_shutting_down.connect

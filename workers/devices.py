@@ -52,7 +52,7 @@ def claim_card(folder: Path, cards: Sequence[Card]) -> Claim:
     """The first card that no other worker has claimed in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for card in cards:
-        descriptor = os.open(folder / f"{card.uuid}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        descriptor = os.open(folder / f"{card.uuid}.lock", os.O_CREAT | os.O_RDONLY, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

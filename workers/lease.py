@@ -33,11 +33,14 @@ class Sight:
     def __init__(
         self,
         lease_seconds: float,
+        heartbeat_seconds: float,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.lease_seconds = lease_seconds
+        # What lies between two beats, and time for the work of a beat.
+        self._usual_seconds = heartbeat_seconds + lease_seconds / 2
         self._monotonic = monotonic
         self._wall = wall
         self._seen: tuple[float, float] | None = None
@@ -48,7 +51,7 @@ class Sight:
         now = (self._monotonic(), self._wall())
         if self._seen is not None:
             gap = max(abs(after - before) for after, before in zip(now, self._seen, strict=True))
-            if gap > self.lease_seconds / 2:
+            if gap > self._usual_seconds:
                 self._judges_from = now[0] + self.lease_seconds
         self._seen = now
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -18,6 +20,7 @@ from app.domain.errors import IllegalTransition, WorkerLost
 from app.domain.hardware import Device
 from app.domain.jobs import JobState
 from app.persistence.jobs import JobRepository
+from app.persistence.patience import patiently
 from app.persistence.tables import JobRow, WorkerRow
 from app.persistence.unit_of_work import Database
 from app.persistence.workers import WorkerRepository
@@ -45,8 +48,12 @@ class Presence:
         self.settings = settings
         self.dispatcher = dispatcher
         self.tidying = Tidying(database, settings)
-        self._sight = Sight(settings.lease_seconds)
-        self.worker_id = f"{socket.gethostname()}-{os.getpid()}"
+        self._sight = Sight(settings.lease_seconds, settings.heartbeat_seconds)
+        self._tidied_at = time.monotonic()
+        # A container that is started again has the same name and number, and is another worker.
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        # Jobs whose attempts ended here while the database was away, so that nothing could be written of it.
+        self.unwritten: set[str] = set()
         self.current_job_id: str | None = None
         self.probe: Probe | None = None
         self._claim: Claim | None = None
@@ -84,13 +91,24 @@ class Presence:
         return [AUTO, *(name for name, problem in self.probe.methods.items() if problem is None)] if self.probe else []
 
     def arrive(self) -> None:
-        """Writes the worker's row, takes back what died on this machine, and starts beating."""
-        self._write_row(self.probe or probe_in_child())
+        """Writes the worker's row, takes back what died on this machine, and starts beating.
+
+        A database that is away is waited for: without the row nobody would know of this worker.
+        """
+        probe = self.probe or probe_in_child()
+        self._patiently(lambda: self._write_row(probe))
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
-        self.requeue_from_dead_neighbours()
-        self.tidying.tidy()
+        self._patiently(self.requeue_from_dead_neighbours)
+        self._patiently(self.tidying.tidy)
         log.info("worker %s takes jobs from %s", self.worker_id, ", ".join(self.queues))
+
+    def _patiently(self, work: Callable[[], None]) -> None:
+        def may_go_on(error: BaseException) -> None:
+            if self._leaving.is_set():
+                raise error
+
+        patiently(work, may_go_on)
 
     def leave(self) -> None:
         self._leaving.set()
@@ -134,9 +152,15 @@ class Presence:
         self.requeue_abandoned()
         if self._sight.may_judge:
             self.requeue_expired()
+        self._tidy_now_and_then()
         advance_comparisons(self.database, self.settings, self.dispatcher)
         if self.current_job_id is None:
             self.ring_for_unclaimed()
+
+    def _tidy_now_and_then(self) -> None:
+        if time.monotonic() - self._tidied_at >= TIDY_SECONDS:
+            self._tidied_at = time.monotonic()
+            self.tidying.tidy()
 
     def ring_for_unclaimed(self) -> None:
         """Sends the oldest unanswered job's id again: this worker is idle and will take it itself."""
@@ -150,12 +174,18 @@ class Presence:
         self.dispatcher.send(job.id, job.queue)
 
     def requeue_abandoned(self) -> None:
-        """Gives back what this worker holds by the database and does not work on: an attempt that lost sight of it."""
+        """Gives back what this worker holds by the database and does not work on.
+
+        Where that was the database's fault it costs the job nothing.
+        """
         with self.database.transaction() as session:
             jobs = JobRepository(session)
             for job in jobs.held_by(self.worker_id):
                 if job.id != self.current_job_id:
-                    release(jobs, job, self.settings, "the database was away for longer than its lease", costs=False)
+                    spared = job.id in self.unwritten
+                    why = "the database was away as it ended" if spared else "its worker gave it up"
+                    release(jobs, job, self.settings, why, costs=not spared)
+        self.unwritten -= {job_id for job_id in self.unwritten if job_id != self.current_job_id}
 
     def requeue_expired(self) -> None:
         """Takes every job back whose worker has been silent for longer than its lease."""

@@ -95,6 +95,7 @@ class Supervisor:
             if not is_away(error):
                 raise
             log.warning("did not take job %s: the database is away", job_id)
+            self.presence.unwritten.add(job_id)  # whether the claim was committed nobody knows
             return None
         return Attempt(job, number, self.settings.staging_folder / f"{job_id}-{number}", lease)
 
@@ -104,8 +105,9 @@ class Supervisor:
     def _run_attempt(self, attempt: Attempt) -> None:
         try:
             WORK[JobKind(attempt.job.kind)](self, attempt)
-        except LeaseLost:
+        except LeaseLost as lost:
             log.warning("job %s: attempt %s lost its lease", attempt.job.id, attempt.number)
+            self._note_if_unwritten(attempt.job.id, lost.__cause__)
         except CancelRequested:
             self.record.finish(attempt, JobState.CANCELLED, "The job was cancelled.")
         except PauseRequested:
@@ -125,12 +127,18 @@ class Supervisor:
             artifacts.remove(attempt.staging)
 
     def _fail_unforeseen(self, attempt: Attempt, error: Exception) -> None:
-        if isinstance(error, SQLAlchemyError) and is_away(error):
-            # Nothing can be written of it: the job is given back when the database answers.
+        if self._note_if_unwritten(attempt.job.id, error):
             log.warning("job %s: the database was away when attempt %s ended", attempt.job.id, attempt.number)
             return
         log.exception("job %s: attempt %s", attempt.job.id, attempt.number)
         self.record.fail(attempt, BitmillError(f"the worker failed ({type(error).__name__}); its log has the details"))
+
+    def _note_if_unwritten(self, job_id: str, error: BaseException | None) -> bool:
+        """Where the database is away nothing can be written: the heartbeat gives the job back when it answers."""
+        if error is None or not is_away(error):
+            return False
+        self.presence.unwritten.add(job_id)
+        return True
 
     def _quantize(self, attempt: Attempt) -> None:
         if "contract" in (attempt.job.request or {}):

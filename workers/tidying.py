@@ -29,11 +29,20 @@ class Tidying:
         self.settings = settings
 
     def tidy(self) -> None:
+        if not self._belongs():
+            log.critical("database and data folder belong together no more: nothing is tidied; start this worker again")
+            return
         self.sort_out_strays()
         self.clean_staging()
         self.clean_checkpoints()
         files.remove_broken_uploads(self.settings, older_than=time.time() - STRAY_SECONDS)
         artifacts.finish_removals(self.settings.artifacts_folder)
+
+    def _belongs(self) -> bool:
+        """Folders are mounted, and databases restored, under workers that run."""
+        with self.database.reading() as session:
+            here = InstallationRepository(session).id()
+        return here is not None and here == folder.read_id(self.settings)
 
     def clean_staging(self) -> None:
         """Removes what attempts left behind whose worker had no time to do it."""
@@ -66,16 +75,17 @@ class Tidying:
 
         Nothing is moved or deleted while most is unknown: then it is the database that is wrong.
         """
-        found = folder.entries(self.settings)
         with self.database.reading() as session:
-            stock = InstallationRepository(session).stock(found | folder.quarantined(self.settings))
-        for room, name in folder.bring_back(stock.known, self.settings):
+            repository = InstallationRepository(session)
+            stock = repository.stock(folder.entries(self.settings))
+            aside = repository.stock(folder.quarantined(self.settings))
+        for room, name in folder.bring_back(aside.known, self.settings):
             log.warning("brought %s back into %s: the database knows it", name, room)
         if not mostly_known(stock):
             self._tell_of_unknown(len(stock.unknown), len(stock.found))
             return
         older_than = time.time() - STRAY_SECONDS
-        for room, name in folder.set_aside(sorted(found & stock.unknown), self.settings, older_than=older_than):
+        for room, name in folder.set_aside(sorted(stock.unknown), self.settings, older_than=older_than):
             log.warning("moved %s from %s into quarantine/: the database does not know it", name, room)
         for room, name in folder.delete_expired(self.settings):
             log.warning("deleted %s of %s: it was in quarantine/ for its days", name, room)

@@ -75,10 +75,14 @@ class Fleet:
         for role in self.roles:
             role.look()
 
-    def worker_ids(self) -> set[str]:
-        """What the workers that run now are called in the database."""
+    def workers_are_among(self, ids: set[str]) -> bool:
+        """Whether each worker that was started here is one of those with these ids, which begin with host and process.
+
+        The row of a worker that was killed a moment ago still looks alive.
+        """
         workers = [role.process for role in self.roles if role.name.startswith("worker-")]
-        return {f"{socket.gethostname()}-{process.pid if process else None}" for process in workers}
+        begins = [f"{socket.gethostname()}-{process.pid}-" if process else None for process in workers]
+        return all(begin and any(each.startswith(begin) for each in ids) for begin in begins)
 
     def stop(self) -> None:
         """Asks every child to end, then kills those that are still there after a while."""

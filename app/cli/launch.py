@@ -218,8 +218,7 @@ def wait_until_ready(
             if stop is not None and stop.came:
                 return False
             fleet.look()
-            # Their ids: the row of a worker that was killed a moment ago still looks alive.
-            if fleet.worker_ids() <= _live_workers(client):
+            if fleet.workers_are_among(_live_workers(client)):
                 return True
             time.sleep(WATCH_SECONDS)
     return False

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.domain.artifacts import ArtifactKind
 from app.domain.installation import Entry, Stock
@@ -45,7 +45,11 @@ class InstallationRepository:
         files = self._ids(select(FileRow.id))
         jobs = self._jobs({_job_of(entry) for entry in found if entry[0] in JOBS_OF})
         known = {entry for entry in found if _is_known(entry, artifacts, files, jobs)}
-        return Stock(found, known, names_some=bool(artifacts or files))
+        listed = self._first(ArtifactRow.id) or self._first(JobRow.id)
+        return Stock(found, known, names_some=bool(artifacts or files), is_empty=not (files or listed))
+
+    def _first(self, column: InstrumentedAttribute[str]) -> str | None:
+        return self.session.scalar(select(column).limit(1))
 
     def _ids(self, query: object) -> set[str]:
         return set(self.session.scalars(query))  # type: ignore[call-overload]  # any SELECT of one column

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.domain.errors import IllegalTransition, JobNotFound
 from app.domain.jobs import FINAL_STATES, STILL_RUNNING, JobKind, JobState, sources_of
 from app.persistence.tables import JobEventRow, JobRow
+from app.persistence.texts import storable
 
 ACTIVE = tuple(sorted(STILL_RUNNING))
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -100,6 +101,8 @@ class JobRepository:
         if attempt is not None:
             guard.append(JobRow.attempt == attempt)
         columns = dict(values or {}, state=target)
+        if "error" in columns:
+            columns["error"] = storable(columns["error"])
         if target in FINAL_STATES:
             columns |= {"finished_at": time.time(), "lease_expires_at": None, "eta_seconds": None}
         changed = self.session.execute(update(JobRow).where(*guard).values(**columns))
@@ -168,7 +171,7 @@ class JobRepository:
     ) -> None:  # fmt: skip
         """Records how far a running attempt is; a stale attempt's report changes nothing."""
         guard = (JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING)
-        values = {"fraction": fraction, "stage": stage, "eta_seconds": eta_seconds}
+        values = {"fraction": fraction, "stage": storable(stage), "eta_seconds": eta_seconds}
         changed = self.session.execute(update(JobRow).where(*guard).values(**values))
         if changed.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
             data = {"stage": stage, "fraction": fraction, "eta_seconds": eta_seconds, **metrics}
@@ -180,7 +183,10 @@ class JobRepository:
             self.add_event(job_id, type_, message, data)
 
     def add_event(self, job_id: str, type_: str, message: str, data: dict[str, Any], *, level: str = "info") -> None:
-        event = JobEventRow(job_id=job_id, created_at=time.time(), type=type_, level=level, message=message, data=data)
+        event = JobEventRow(
+            job_id=job_id, created_at=time.time(), type=type_, level=level, message=storable(message),
+            data=storable(data),
+        )  # fmt: skip
         self.session.add(event)
         self.session.flush()
 

@@ -7,12 +7,15 @@ import time
 from pathlib import Path
 from typing import Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from app.domain.errors import FileInUse, FileNotFound, InvalidParameter
 from app.domain.files import FilePurpose, clean_filename, parse_purpose, require_fitting_name
 from app.domain.jobs import new_id
 from app.persistence.comparisons import ComparisonRepository
 from app.persistence.files import FileRepository
 from app.persistence.jobs import JobRepository
+from app.persistence.patience import is_away
 from app.persistence.tables import FileRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
@@ -51,8 +54,10 @@ class FileService:
         try:
             with self.database.transaction() as session:
                 FileRepository(session).add(row)
-        except BaseException:
-            path.unlink(missing_ok=True)
+        except SQLAlchemyError as error:
+            # Where the answer to a commit was lost the row may be there: a file without one goes into quarantine.
+            if not is_away(error):
+                path.unlink(missing_ok=True)
             raise
         return row
 

@@ -99,20 +99,27 @@ def sync(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder, first out of sight: a half-deleted artifact never has its own name."""
+    """Deletes a folder, or a file, first out of sight: a half-deleted artifact never has its own name."""
     doomed = folder.with_name(f"{DOOMED}{uuid4().hex}")
     try:
         folder.rename(doomed)
     except FileNotFoundError:
         return  # another process was faster, or it never existed
     # Another cleaner may be at it too; what is left is hidden, and `finish_removals` deletes it.
-    shutil.rmtree(doomed, ignore_errors=True)
+    _delete(doomed)
+
+
+def _delete(doomed: Path) -> None:
+    if doomed.is_dir():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink(missing_ok=True)
 
 
 def finish_removals(folder: Path) -> None:
     """Deletes what `remove` put out of sight and a crash left there."""
     for doomed in folder.glob(f"{DOOMED}*"):
-        shutil.rmtree(doomed, ignore_errors=True)
+        _delete(doomed)
 
 
 def require_free_disk(folder: Path, needed_bytes: int, reserve_bytes: int) -> None:

@@ -99,6 +99,8 @@ def bring_back(known: Set[Entry], settings: Settings) -> list[Entry]:
 
 def delete_expired(settings: Settings) -> list[Entry]:
     """Deletes what has been in the quarantine for its days. Returns those entries."""
+    for room in rooms(settings):
+        artifacts.finish_removals(settings.quarantine_folder / room)
     moment = time.time() - settings.quarantine_days * 86_400
     return [entry for entry in sorted(quarantined(settings)) if _delete_if_older(entry, settings, moment)]
 

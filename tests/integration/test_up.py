@@ -139,7 +139,7 @@ def test_a_child_that_dies_is_started_again(up_settings: Settings) -> None:
 
         def replaced() -> bool:
             rows = server.client.workers()
-            return any(str(row["id"]).endswith(f"-{worker.pid}") is False for row in rows)
+            return any(f"-{worker.pid}-" not in str(row["id"]) for row in rows)
 
         wait_until(replaced, "another worker arrives")
         job = server.wait_for_job(server.client.submit("tiny", {"type": "none"})["id"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from app import installation
 from app.domain.artifacts import ArtifactFormat, ArtifactKind
 from app.domain.errors import WrongInstallation
 from app.domain.jobs import JobKind, JobState
@@ -19,7 +23,7 @@ from app.persistence.schema import migrate
 from app.persistence.tables import ArtifactRow, FileRow, JobRow
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
-from app.storage.installation import read_id
+from app.storage.installation import ID_FILE, read_id, write_id
 from workers.tidying import STRAY_SECONDS, Tidying
 
 
@@ -146,6 +150,7 @@ def test_who_adopts_a_folder_may_start_and_loses_nothing(
 def test_a_stray_goes_into_quarantine_and_days_later_for_good(database: Database, settings: Settings) -> None:
     known = [add_artifact(database, settings, f"artifact-{number}") for number in (1, 2)]
     stray = add_folder(settings.artifacts_folder / "artifact-stray")
+    require_installation(database, settings)
     tidying = Tidying(database, settings)
     tidying.tidy()
     aside = settings.quarantine_folder / "artifacts" / "artifact-stray"
@@ -162,6 +167,7 @@ def test_a_stray_goes_into_quarantine_and_days_later_for_good(database: Database
 
 def test_what_is_young_may_still_get_its_row(database: Database, settings: Settings) -> None:
     add_artifact(database, settings, "artifact-1")
+    require_installation(database, settings)
     young = settings.artifacts_folder / "artifact-2"
     young.mkdir()
     Tidying(database, settings).tidy()
@@ -171,6 +177,7 @@ def test_what_is_young_may_still_get_its_row(database: Database, settings: Setti
 def test_a_restored_database_finds_again_what_it_knows(database: Database, settings: Settings) -> None:
     for number in (1, 2, 3):
         add_artifact(database, settings, f"artifact-{number}")
+    require_installation(database, settings)
     newest = add_folder(settings.artifacts_folder / "artifact-4")  # made after the backup that was restored
     Tidying(database, settings).tidy()
     assert not newest.exists()
@@ -188,9 +195,89 @@ def test_a_restored_database_finds_again_what_it_knows(database: Database, setti
 
 def test_nothing_is_touched_while_most_is_unknown(database: Database, settings: Settings) -> None:
     add_artifact(database, settings, "artifact-1")
+    require_installation(database, settings)
     strays = [add_folder(settings.artifacts_folder / f"artifact-{number}") for number in (2, 3)]
     strays.append(add_folder(settings.staging_folder / "qjob-of-another-1"))
     expired = add_folder(settings.quarantine_folder / "artifacts" / "artifact-0")
     os.utime(expired, (0, 0))
     Tidying(database, settings).tidy()
     assert all(path.exists() for path in [*strays, expired])
+
+
+def test_a_database_without_an_id_does_not_join_a_folder_that_has_one(
+    sqlite_database: Database, other: Database, settings: Settings
+) -> None:
+    """It may belong to an installation that has only imported models yet."""
+    require_installation(sqlite_database, settings)
+    with pytest.raises(WrongInstallation, match="bitmill adopt"):
+        require_installation(other, settings)
+
+
+def test_a_database_that_lists_jobs_does_not_take_an_empty_folder(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    require_installation(database, settings)
+    add_job(database, "qjob-1")
+    with pytest.raises(WrongInstallation, match="is empty"):
+        require_installation(database, settings.model_copy(update={"data_dir": tmp_path / "not-mounted"}))
+
+
+def test_a_first_start_that_was_interrupted_goes_on(database: Database, settings: Settings) -> None:
+    given = require_installation(database, settings)
+    (settings.data_folder / ID_FILE).unlink()
+    assert require_installation(database, settings) == given
+
+
+def test_nothing_is_tidied_once_the_two_have_parted(database: Database, settings: Settings) -> None:
+    require_installation(database, settings)
+    for number in (1, 2):
+        add_artifact(database, settings, f"artifact-{number}")
+    stray = add_folder(settings.artifacts_folder / "artifact-stray")
+    write_id(settings, "installation-of-another")  # another volume was mounted under the worker
+    Tidying(database, settings).tidy()
+    assert stray.exists()
+
+
+def test_an_upload_in_quarantine_is_deleted_after_its_days(database: Database, settings: Settings) -> None:
+    require_installation(database, settings)
+    add_upload(database, settings, "file-1")
+    stray = settings.files_folder / "file-stray"
+    stray.write_bytes(b"x" * 1000)
+    os.utime(stray, (0, 0))
+    Tidying(database, settings).tidy()
+    aside = settings.quarantine_folder / "files" / "file-stray"
+    os.utime(aside, (0, 0))
+    Tidying(database, settings).tidy()
+    assert list(aside.parent.iterdir()) == []
+
+
+def test_what_is_aside_does_not_speak_against_the_database(database: Database, settings: Settings) -> None:
+    require_installation(database, settings)
+    for number in (1, 2):
+        add_artifact(database, settings, f"artifact-{number}")
+    for number in (1, 2, 3):
+        aside = add_folder(settings.quarantine_folder / "artifacts" / f"stray-{number}")
+        os.utime(aside, (0, 0))
+    Tidying(database, settings).tidy()
+    assert list((settings.quarantine_folder / "artifacts").iterdir()) == []
+
+
+def test_a_server_that_cannot_be_checked_ends(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its database was away at its start, and is another's, or unreadable, when it answers."""
+    answers: list[Exception] = [OperationalError("SELECT", {}, Exception("away")), OSError("stale mount")]
+    raised: list[int] = []
+
+    def require(*_: object) -> str:
+        raise answers.pop(0)
+
+    monkeypatch.setattr(installation, "_require", require)
+    monkeypatch.setattr(installation, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(installation.signal, "raise_signal", raised.append)
+
+    async def serve() -> None:
+        async with installation.checked_installation(Database(settings.database), settings):
+            while not raised:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+    assert raised == [signal.SIGTERM]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -194,3 +195,22 @@ def test_only_unanswered_jobs_of_a_queue_are_unclaimed(database: Database) -> No
         second = jobs.unclaimed(["cpu"], ["none"], dispatched_before=now - 5)
         assert second is not None
         assert second.id == "qjob-never"
+
+
+@pytest.mark.parametrize("text", ["a \0 b", "half \ud83d of a pair", "x" * 3_000_000])
+def test_whatever_a_library_says_can_be_stored(database: Database, text: str) -> None:
+    job_id = add_job(database)
+    with database.transaction() as session:
+        jobs = JobRepository(session)
+        attempt = jobs.claim(job_id, worker_id="here-1", lease_seconds=60)
+        jobs.progress(job_id, attempt=attempt, fraction=0.5, stage=text[:40], eta_seconds=None, metrics={"name": text})
+        error = {"message": text, "type": "server_error", "param": None, "code": "job_failed", "details": {"a": [text]}}
+        jobs.transition(job_id, JobState.FAILED, message=text, attempt=attempt, values={"error": error})
+    with database.reading() as session:
+        job = JobRepository(session).get(job_id)
+        events = JobRepository(session).events(job_id)
+    assert job.state == JobState.FAILED
+    assert job.error is not None
+    assert 0 < len(job.error["message"]) < 10_000
+    assert len(events[-1].message) < 10_000
+    json.dumps([job.error, [event.data for event in events]]).encode()

@@ -39,6 +39,20 @@ def test_a_connection_that_the_server_ends_is_away(postgresql_server: str) -> No
     assert is_away(caught.value)
 
 
+def test_a_server_that_only_reads_is_away_and_its_connection_is_left(postgresql_server: str) -> None:
+    """As after a failover, where the old connection leads to what is a standby now."""
+    database = Database(postgresql_server)
+    before = backend(database)
+    error = error_of(database, "SET TRANSACTION READ ONLY; CREATE TABLE nothing (id int)")
+    assert is_away(error)
+    assert backend(database) != before
+
+
+def backend(database: Database) -> int:
+    with database.reading() as session:
+        return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
 def test_a_wrong_statement_is_no_absence(database: Database) -> None:
     error = error_of(database, "INSERT INTO installation VALUES (1, 'a', 0), (1, 'b', 0)")
     assert isinstance(error, IntegrityError)

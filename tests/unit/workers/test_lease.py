@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
 from workers.lease import Lease, Sight
 
 
@@ -38,7 +42,7 @@ def test_a_renewal_counts_from_when_it_was_asked_for() -> None:
 
 
 def sight_of(clock: Clock) -> Sight:
-    return Sight(10, monotonic=lambda: clock.monotonic, wall=lambda: clock.wall)
+    return Sight(10, 2, monotonic=lambda: clock.monotonic, wall=lambda: clock.wall)
 
 
 def test_who_has_seen_nothing_yet_judges_nobody() -> None:
@@ -74,3 +78,17 @@ def test_a_clock_that_is_set_and_a_machine_that_slept_are_gaps() -> None:
         clock.wall += step
         sight.note()
         assert not sight.may_judge
+
+
+def test_rare_heartbeats_are_no_gaps() -> None:
+    clock = Clock()
+    sight = Sight(60, 31, monotonic=lambda: clock.monotonic, wall=lambda: clock.wall)
+    for _ in range(5):
+        sight.note()
+        assert sight.may_judge
+        clock.pass_by(33)
+
+
+def test_a_lease_outlasts_several_heartbeats() -> None:
+    with pytest.raises(ValidationError, match=r"BITMILL_LEASE_SECONDS.*at least three times"):
+        Settings(lease_seconds=15, heartbeat_seconds=8)
