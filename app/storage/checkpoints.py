@@ -49,7 +49,7 @@ def inspect_checkpoint(folder: Path, *, quantized: bool = False) -> Checkpoint:
     if not quantized:
         _refuse_quantized(folder, config)
     files, index = _find_weights(folder)
-    tensors = _read_tensors(files)
+    tensors = merge_tensors({file.name: read_tensor_infos(file) for file in files})
     _check_index(index, tensors)
     return Checkpoint(
         path=folder,
@@ -92,13 +92,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CorruptCheckpoint for anything else."""
     try:
-        value = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         _corrupt(f"{path.name} cannot be read ({error.strerror}); make it readable to Bitmill's user")
+    return parse_json_object(path.name, text)
+
+
+def parse_json_object(name: str, text: bytes) -> dict[str, Any]:
+    """The object that is the text of the file `name`. Raises CorruptCheckpoint for anything else."""
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        _corrupt(f"{path.name} is no valid JSON ({error}); copy or download it again")
+        _corrupt(f"{name} is no valid JSON ({error}); copy or download it again")
     if not isinstance(value, dict):
-        _corrupt(f"{path.name} holds a JSON {type(value).__name__}, not an object; copy or download it again")
+        _corrupt(f"{name} holds a JSON {type(value).__name__}, not an object; copy or download it again")
     return value
 
 
@@ -157,25 +164,37 @@ def refuse_without_weights(name: str, files: list[str]) -> NoReturn:
 
 def read_index(path: Path) -> dict[str, str]:
     """Maps tensor names to shards' file names. Raises CorruptCheckpoint."""
-    weight_map = read_json_object(path).get("weight_map")
+    return parse_index(path.name, read_json_object(path))
+
+
+def parse_index(name: str, index: dict[str, Any]) -> dict[str, str]:
+    """The map of the index in the file `name`, wherever it was read from. Raises CorruptCheckpoint.
+
+    A shard is a file beside the index: a path or an address would lead to what is not the model's.
+    """
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        _corrupt(f"{path.name} has no 'weight_map' from tensors to files; copy or download it again")
+        _corrupt(f"{name} has no 'weight_map' from tensors to files; copy or download it again")
     for shard in weight_map.values():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
-            _corrupt(f"{path.name} names {shard!r} as a shard; it must be a .safetensors file beside it")
+            _corrupt(f"{name} names {shard!r} as a shard; it must be a .safetensors file beside it")
     return weight_map
 
 
-def _read_tensors(files: tuple[Path, ...]) -> dict[str, TensorInfo]:
+def merge_tensors(headers: dict[str, dict[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """The tensors of all shards, from each one's by its file's name.
+
+    Raises CorruptCheckpoint for a tensor that two shards have, and where none has data.
+    """
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, info in read_tensor_infos(file).items():
+    for header in headers.values():
+        for name, info in header.items():
             if name in tensors:
                 first = tensors[name].file.name
-                _corrupt(f"tensor {name!r} is in {first} and in {file.name}; download both again")
+                _corrupt(f"tensor {name!r} is in {first} and in {info.file.name}; download both again")
             tensors[name] = info
     if not any(info.end > info.start for info in tensors.values()):
-        _corrupt(f"{files[0].name} holds no tensor data; copy or download it again")
+        _corrupt(f"{next(iter(headers))} holds no tensor data; copy or download it again")
     return tensors
 
 

@@ -5,101 +5,65 @@ https://huggingface.co/docs/safetensors/metadata_parsing: the header of each fil
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
-from app.domain.errors import CorruptCheckpoint, HubUnreachable, SourceNotFound
+from app.domain.errors import CorruptCheckpoint
 from app.domain.estimates import ModelShape
 from app.domain.model_names import ModelName
-from app.domain.quantization.sizes import StoredTensor
 from app.settings import Settings
-from app.storage.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX
-from app.storage.tensor_headers import LENGTH_BYTES, MAX_HEADER_BYTES
+from app.storage.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, merge_tensors, parse_index, parse_json_object
+from app.storage.hub_reader import HubReader
+from app.storage.shapes import stored_tensor
+from app.storage.tensor_headers import LENGTH_BYTES, MAX_HEADER_BYTES, parse_tensor_infos
 
 # Most headers fit, so that one request does.
 FIRST_BYTES: Final = 100_000
+# Of one JSON file; the index of a model with 150,000 tensors has 15 MB.
+MAX_JSON_BYTES: Final = 32 * 1024**2
+# Five times what the largest models known have.
+MAX_SHARDS: Final = 1000
 
 
 def read_hub_model(name: ModelName, settings: Settings) -> ModelShape:
     """Raises SourceNotFound (also for a model that the token may not read), CorruptCheckpoint or HubUnreachable."""
-    headers = {"authorization": f"Bearer {settings.hub_token}"} if settings.hub_token else {}
-    base = f"{settings.hub_endpoint}/{name.repo}/resolve/{name.revision or 'main'}/"
-    try:
-        with httpx.Client(
-            base_url=base, headers=headers, timeout=settings.hub_timeout_seconds, follow_redirects=True
-        ) as client:
-            return _read(client, name)
-    except httpx.HTTPError as error:
-        raise HubUnreachable(
-            f"the hub at {settings.hub_endpoint} could not be asked for {name.name!r} ({type(error).__name__}); "
-            f"check BITMILL_HUB_ENDPOINT and the network",
-            param="model",
-        ) from error
+    with HubReader(name, settings) as hub:
+        config = parse_json_object(CONFIG, hub.read(CONFIG, MAX_JSON_BYTES))
+        tensors = merge_tensors({file: parse_tensor_infos(Path(file), _header(hub, file)) for file in _shards(hub)})
+    return ModelShape(
+        architecture=_architecture(config),
+        config=config,
+        tensors={name: stored_tensor(info) for name, info in tensors.items()},
+    )
 
 
-def _read(client: httpx.Client, name: ModelName) -> ModelShape:
-    config = _object(_get(client, CONFIG, name), CONFIG)
-    if _exists(client, WEIGHTS_INDEX):
-        index = _object(_get(client, WEIGHTS_INDEX, name), WEIGHTS_INDEX)
-        files = sorted(set(map(str, index.get("weight_map", {}).values())))
-    else:
-        files = [WEIGHTS]
-    tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        tensors |= _tensors(_header(client, file, name), file)
-    architecture = next(iter(config.get("architectures") or []), "unknown")
-    return ModelShape(architecture=str(architecture), config=config, tensors=tensors)
+def _architecture(config: dict[str, Any]) -> str:
+    match config.get("architectures"):
+        case [str(architecture), *_]:
+            return architecture
+    return "unknown"
 
 
-def _exists(client: httpx.Client, file: str) -> bool:
-    return client.head(file).is_success
-
-
-def _get(client: httpx.Client, file: str, name: ModelName, byte_range: str | None = None) -> bytes:
-    answer = client.get(file, headers={"range": f"bytes={byte_range}"} if byte_range else {})
-    if answer.status_code in (401, 403, 404):
-        raise SourceNotFound(
-            f"the hub has no {file} of {name.name!r} for us (HTTP {answer.status_code}); check the name, and "
-            f"BITMILL_HUB_TOKEN for a gated or private model",
+def _shards(hub: HubReader) -> list[str]:
+    text = hub.find(WEIGHTS_INDEX, MAX_JSON_BYTES)
+    if text is None:
+        return [WEIGHTS]
+    index = parse_index(WEIGHTS_INDEX, parse_json_object(WEIGHTS_INDEX, text))
+    shards = sorted(set(index.values()))
+    if len(shards) > MAX_SHARDS:
+        raise CorruptCheckpoint(
+            f"{WEIGHTS_INDEX} of {hub.model.name!r} names {len(shards)} shards, more than {MAX_SHARDS}; no model "
+            "has as many",
             param="model",
         )
-    answer.raise_for_status()
-    return answer.content
+    return shards
 
 
-def _header(client: httpx.Client, file: str, name: ModelName) -> bytes:
-    start = _get(client, file, name, f"0-{FIRST_BYTES - 1}")
+def _header(hub: HubReader, file: str) -> bytes:
+    start = hub.beginning(file, FIRST_BYTES)
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         raise CorruptCheckpoint(f"{file} claims a header of {length} bytes, over the format's limit", param="model")
     end = LENGTH_BYTES + length
-    whole = start if len(start) >= end else _get(client, file, name, f"0-{end - 1}")
+    whole = start if len(start) >= end else hub.beginning(file, end)
     return whole[LENGTH_BYTES:end]
-
-
-def _tensors(header: bytes, file: str) -> dict[str, StoredTensor]:
-    found = _object(header, file)
-    try:
-        return {
-            name: StoredTensor(
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                size_bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in found.items()
-            if name != "__metadata__"
-        }
-    except (KeyError, TypeError, IndexError) as error:
-        raise CorruptCheckpoint(f"{file} has an invalid header ({error})", param="model") from error
-
-
-def _object(text: bytes, file: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise CorruptCheckpoint(f"{file} on the hub is no valid JSON ({error})", param="model") from error
-    if not isinstance(value, dict):
-        raise CorruptCheckpoint(f"{file} on the hub holds no JSON object", param="model")
-    return value

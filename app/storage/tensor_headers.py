@@ -48,14 +48,19 @@ def read_tensor_infos(file: Path) -> dict[str, TensorInfo]:
         text = _read_header(file, size)
     except OSError as error:
         _fail(file, f"cannot be read ({error.strerror}); make it readable to the user that runs Bitmill")
+    infos = parse_tensor_infos(file, text)
+    _check_coverage(file, infos, LENGTH_BYTES + len(text), size)
+    return infos
+
+
+def parse_tensor_infos(file: Path, text: bytes) -> dict[str, TensorInfo]:
+    """Every tensor that the header `text` of a file names, wherever it was read from. Raises CorruptCheckpoint."""
     data_start = LENGTH_BYTES + len(text)
-    infos = {
+    return {
         name: _tensor_info(file, name, entry, data_start)
         for name, entry in _parse_header(file, text).items()
         if name != "__metadata__"
     }
-    _check_coverage(file, infos, data_start, size)
-    return infos
 
 
 def _fail(file: Path, problem: str) -> NoReturn:

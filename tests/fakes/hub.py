@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +19,10 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+
+from tests.fakes.hub_answers import content, endless, entry, error, sha1, sha256, sibling
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,6 +38,11 @@ class FakeHub:
     gated: set[str] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)  # files whose first byte arrives changed
     failing: set[str] = field(default_factory=set)  # files whose download answers with status 500
+    endless: set[str] = field(default_factory=set)  # files that never end, whatever range was asked for
+    pause_seconds: float = 0.0  # between the pieces of those
+    storage: str = ""  # the address that weights' readers are sent on to
+    moved: dict[str, str] = field(default_factory=dict)  # repositories that have another name now
+    authorizations: list[str | None] = field(default_factory=list)  # what was sent for each request of a model's file
     requests: list[str] = field(default_factory=list)
     uploads: dict[str, dict[str, bytes]] = field(default_factory=dict)  # repository → file → content
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, before they are committed
@@ -86,7 +92,7 @@ class FakeHub:
 
     async def _create(self, request: Request) -> Response:
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
-            return _error(401, "")
+            return error(401, "")
         body = await request.json()
         repo = f"{body['organization']}/{body['name']}"
         self.uploads.setdefault(repo, {})
@@ -123,7 +129,7 @@ class FakeHub:
         content = await request.body()
         name = request.path_params["sha256"]
         if hashlib.sha256(content).hexdigest() != name:
-            return _error(422, "")
+            return error(422, "")
         self.objects[name] = content
         return Response()
 
@@ -146,7 +152,7 @@ class FakeHub:
         if refusal := self._refusal(request):
             return refusal
         folder = self._dataset_folder(request)
-        siblings = [_sibling(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+        siblings = [sibling(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
         repo = f"{request.path_params['org']}/{request.path_params['name']}"
         return JSONResponse({"id": repo, "sha": self.commit, "siblings": siblings, "tags": []})
 
@@ -155,7 +161,7 @@ class FakeHub:
             return refusal
         folder = self._dataset_folder(request)
         wanted = (await request.form()).getlist("paths") or (await request.json())["paths"]
-        return JSONResponse([_entry(folder / str(name), folder) for name in wanted if (folder / str(name)).exists()])
+        return JSONResponse([entry(folder / str(name), folder) for name in wanted if (folder / str(name)).exists()])
 
     async def _tree(self, request: Request) -> Response:
         if refusal := self._refusal(request):
@@ -163,28 +169,28 @@ class FakeHub:
         folder = self._dataset_folder(request)
         start = folder / request.path_params.get("path", "")
         if not start.is_dir():
-            return _error(404, "EntryNotFound")
+            return error(404, "EntryNotFound")
         found = start.rglob("*") if request.query_params.get("recursive", "").lower() == "true" else start.iterdir()
-        return JSONResponse([_entry(path, folder) for path in sorted(found)])
+        return JSONResponse([entry(path, folder) for path in sorted(found)])
 
     async def _dataset_file(self, request: Request) -> Response:
         if refusal := self._refusal(request):
             return refusal
         path = self._dataset_folder(request) / request.path_params["file"]
         if not path.is_file():
-            return _error(404, "EntryNotFound")
+            return error(404, "EntryNotFound")
         # It answers requests for a part of the file too, by which data sets are streamed.
-        return FileResponse(path, headers={"X-Repo-Commit": self.commit, "ETag": f'"{_sha1(path)}"'})
+        return FileResponse(path, headers={"X-Repo-Commit": self.commit, "ETag": f'"{sha1(path)}"'})
 
     def _refusal(self, request: Request) -> Response | None:
         self.requests.append(f"{request.method} {request.url.path}")
         repo = f"{request.path_params['org']}/{request.path_params['name']}"
         if repo not in (self.datasets if "/datasets/" in request.url.path else self.folders):
-            return _error(401, "RepoNotFound")
+            return error(401, "RepoNotFound")
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
-            return _error(401, "RepoNotFound")
+            return error(401, "RepoNotFound")
         if request.path_params.get("revision", "main") not in ("main", self.commit):
-            return _error(404, "RevisionNotFound")
+            return error(404, "RevisionNotFound")
         return None
 
     async def _model(self, request: Request) -> Response:
@@ -193,10 +199,11 @@ class FakeHub:
         repo = f"{request.path_params['org']}/{request.path_params['name']}"
         folder = self.folders[repo]
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        siblings = [_sibling(path, folder) for path in files]
+        siblings = [sibling(path, folder) for path in files]
         return JSONResponse({"id": repo, "sha": self.commit, "siblings": siblings})
 
     async def _file(self, request: Request) -> Response:
+        self.authorizations.append(request.headers.get("authorization"))
         if refusal := self._refusal(request):
             return refusal
         repo, name = (
@@ -204,59 +211,24 @@ class FakeHub:
             request.path_params["file"],
         )
         path = self.folders[repo] / name
+        if repo in self.moved:
+            return RedirectResponse(request.url.path.replace(repo, self.moved[repo]), status_code=307)
         if repo in self.gated:
-            return _error(403, "GatedRepo")
+            return error(403, "GatedRepo")
         if name in self.failing and request.method == "GET":
-            return _error(500, "")
+            return error(500, "")
+        if self.storage and name.endswith(".safetensors"):
+            # The library learns from these what it is sent on to.
+            linked = {"X-Linked-Etag": f'"{sha256(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+            headers = {"X-Repo-Commit": self.commit, **linked}
+            return RedirectResponse(self.storage + request.url.path, status_code=302, headers=headers)
+        if name in self.endless:
+            return endless(path, self.commit, pause_seconds=self.pause_seconds)
         return (
-            _content(path, self.commit, damaged=name in self.damaged, byte_range=request.headers.get("range", ""))
+            content(path, self.commit, damaged=name in self.damaged, byte_range=request.headers.get("range", ""))
             if path.is_file()
-            else _error(404, "EntryNotFound")
+            else error(404, "EntryNotFound")
         )
-
-
-def _sibling(path: Path, folder: Path) -> dict[str, object]:
-    data = path.read_bytes()
-    sibling: dict[str, object] = {
-        "rfilename": path.relative_to(folder).as_posix(),
-        "size": len(data),
-        "blobId": _sha1(path),
-    }
-    if path.suffix == ".safetensors":
-        sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-    return sibling
-
-
-def _entry(path: Path, folder: Path) -> dict[str, object]:
-    """As the hub's list of a repository's files has it."""
-    name = path.relative_to(folder).as_posix()
-    if path.is_dir():
-        return {
-            "type": "directory",
-            "path": name,
-            "oid": hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(),
-        }
-    return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _sha1(path)}
-
-
-def _sha1(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def _content(path: Path, commit: str, *, damaged: bool, byte_range: str = "") -> Response:
-    data = path.read_bytes()
-    if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", byte_range):
-        return Response(data[int(wanted[1]) : int(wanted[2]) + 1], status_code=206, headers={"X-Repo-Commit": commit})
-    headers = {
-        "X-Repo-Commit": commit,
-        "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
-        "Accept-Ranges": "bytes",
-    }
-    return Response(bytes([data[0] ^ 1]) + data[1:] if damaged else data, headers=headers)
-
-
-def _error(status: int, code: str) -> Response:
-    return JSONResponse({"error": code}, status_code=status, headers={"X-Error-Code": code})
 
 
 @contextmanager

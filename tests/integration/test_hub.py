@@ -200,6 +200,15 @@ def test_the_token_is_sent_and_never_told(tmp_path: Path, hub: FakeHub) -> None:
     _resolve("org/llama", _settings(tmp_path, hub.address, hub_token="right-token"))
 
 
+def test_who_stores_the_weights_is_not_shown_the_token(tmp_path: Path, hub: FakeHub) -> None:
+    hub.token = "right-token"
+    with running(FakeHub(hub.folders)) as storage:
+        hub.storage = storage.address
+        _resolve("org/llama", _settings(tmp_path, hub.address, hub_token="right-token"))
+        assert storage.downloads() == ["model.safetensors"]
+        assert set(storage.authorizations) == {None}
+
+
 def test_a_commit_that_is_no_hash_never_becomes_a_path(tmp_path: Path, hub: FakeHub) -> None:
     hub.commit = "../../outside"
     with pytest.raises(HubUnreachable, match="BITMILL_HUB_ENDPOINT"):
