@@ -51,6 +51,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "calibration": FEW,
     },
     "gptq-4": {"type": "gptq", "group_size": 64, "calibration": FEW},
+    "gptq-4-row": {"type": "gptq", "group_size": -1, "calibration": FEW},
+    "gptq-row-in-groups": {
+        "type": "gptq",
+        "group_size": 64,
+        "overrides": {"down_proj": {"group_size": -1}},
+        "calibration": FEW,
+    },
     "gptq-8-row": {"type": "gptq", "bits": 8, "group_size": -1, "activation_order": True, "calibration": FEW},
     "gptq-mixed": {
         "type": "gptq",

@@ -29,6 +29,7 @@ from app.domain.errors import IncompatibleModel
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.algorithms.grid import Grid
 from workers.quantization.base import JobRun
+from workers.quantization.casting import cast, require_finite
 from workers.quantization.linears import Linears
 from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, model_dtype, stream
 
@@ -65,16 +66,23 @@ def with_format(scheme: QuantizationScheme) -> QuantizationScheme:
 
 
 def stream_compressed(
-    source: Checkpoint, target: Path, linears: Linears, scheme: QuantizationScheme, type_name: str, run: JobRun
+    source: Checkpoint,
+    target: Path,
+    linears: Linears,
+    scheme: QuantizationScheme,
+    type_name: str,
+    run: JobRun,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> QuantizationReport:
-    """Quantizes the chosen Linear layers one by one; the other tensors keep 16 bits."""
-    dtype = model_dtype(source)
+    """Quantizes the chosen Linear layers one by one; the others' tensors take `dtype`, or the source's own 16 bits."""
+    dtype = dtype or model_dtype(source)
 
     def convert(name: str, tensor: torch.Tensor) -> Stored:
         module = linears.module_of(name)
         if module is None:
             return kept(name, tensor, dtype)
-        parts = compress(module, tensor.to(dtype), scheme)
+        parts = compress(module, cast(name, tensor, dtype), scheme)
         return Stored(type_name, [(f"{module}.{part}", value) for part, value in parts.items()])
 
     conversion = Conversion(f"quantizing to {type_name}", convert, part_names)
@@ -89,13 +97,14 @@ def part_names(name: str) -> list[str]:
 def compress(module: str, weight: torch.Tensor, scheme: QuantizationScheme) -> Tensors:
     """The tensors, by their local names, that a Linear's weight (out, in) becomes.
 
-    Raises IncompatibleModel when the scheme's groups do not divide its rows.
+    Raises IncompatibleModel when the scheme's groups do not divide its rows, or its weights are too large for scales.
     """
     require_divisible(module, weight, scheme)
     if scheme.format in INTEGER_FORMATS:
         grid = grid_of(weight, scheme, weight.dtype)
-        return store_codes(grid.round(weight.float()), grid.scale, grid.zero_point, scheme)
+        return store_codes(grid.round(weight.float()), require_finite(module, grid.scale), grid.zero_point, scheme)
     state = {"weight": weight, **_scales(weight.float(), scheme)}
+    require_finite(module, state["weight_scale"].float())
     compressor = BaseCompressor.get_value_from_registry(scheme.format.value)
     tensors: Tensors = compressor.compress(state, scheme)
     return {name: _without_gradient(tensor) for name, tensor in tensors.items()}

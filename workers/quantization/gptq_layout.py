@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from app.domain.errors import IncompatibleModel
+from workers.quantization.casting import require_finite
 
 WORD: Final = 32
 PARTS: Final = ("qweight", "qzeros", "scales", "g_idx")
@@ -37,7 +38,7 @@ def pack(module: str, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Te
     return {
         "qweight": _pack_rows(codes.T, bits),
         "qzeros": _pack_rows(zeros, bits).T.contiguous(),
-        "scales": scales.T.to(torch.float16).contiguous(),
+        "scales": require_finite(module, scales.T.to(torch.float16)).contiguous(),
         "g_idx": torch.arange(inputs, dtype=torch.int32) // group,
     }
 

@@ -14,6 +14,7 @@ from app.domain.quantization.calibration import CalibrationParams
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, Part
 from workers.quantization.calibrated import LayerQuantizer, Rounding
+from workers.quantization.casting import require_finite
 from workers.quantization.compressed import (
     configuration,
     grid_of,
@@ -80,7 +81,7 @@ def _assemble(
         if module is None:  # a norm that took over a division
             return kept(name, _read(found[name], name), dtype)
         codes, scale, zero_point = (_read(found[name], f"{name}{part}") for part in ("", "_scale", "_zero_point"))
-        parts = store_codes(codes, scale, zero_point, scheme)
+        parts = store_codes(codes, require_finite(module, scale), zero_point, scheme)
         return Stored(type_name, [(f"{module}.{part}", value) for part, value in parts.items()])
 
     conversion = Conversion("writing the model", convert, part_names)

@@ -26,7 +26,8 @@ from app.storage.checkpoints import Checkpoint
 from app.storage.tensor_headers import read_tensor_infos
 from workers.calibration.windows import CalibrationSet
 from workers.quantization.base import JobRun
-from workers.quantization.checkpoints.reader import copy_companions
+from workers.quantization.casting import require_finite
+from workers.quantization.checkpoints.reader import copy_companions, read_tensor
 from workers.quantization.streaming import model_dtype
 
 log = logging.getLogger(__name__)
@@ -137,10 +138,15 @@ def _without_run(config: dict[str, Any]) -> None:
 def report_packed(
     source: Checkpoint, target: Path, type_of: Callable[[str], str], calibration: CalibrationSet
 ) -> QuantizationReport:
-    """Counts what was really packed. `type_of` names the type of a module's weight."""
+    """Counts what was really packed. `type_of` names the type of a module's weight.
+
+    Raises IncompatibleModel for a tensor that became infinite: the library casts to float16 without a look.
+    """
     stored = {
         name: info for file in sorted(target.glob("*.safetensors")) for name, info in read_tensor_infos(file).items()
     }
+    for name, info in stored.items():
+        require_finite(name, read_tensor(info))
     types: Counter[str] = Counter()
     for name in source.tensors:
         module = name.removesuffix(".weight")

@@ -14,6 +14,7 @@ import torch
 from app.domain.artifacts import QuantizationReport
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import WritingRun
+from workers.quantization.casting import cast
 from workers.quantization.checkpoints.reader import DTYPE_NAMES, copy_companions, read_tensors
 from workers.quantization.checkpoints.writer import CheckpointWriter, header_bound
 
@@ -69,8 +70,8 @@ def write_config(source: Checkpoint, target: Path, changes: dict[str, Any]) -> N
 
 
 def kept(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> Stored:
-    """A tensor that is not quantized, in `dtype` if it is of floating point."""
-    value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    """A tensor that is not quantized, in `dtype` if it is of floating point. Raises IncompatibleModel, as `cast`."""
+    value = cast(name, tensor, dtype)
     return Stored(DTYPE_NAMES[value.dtype], [(name, value)])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.domain.errors import IncompatibleModel
-from workers.quantization.methods.none import cast
+from workers.quantization.casting import cast
 
 
 def test_a_cast_rounds_to_the_target_type() -> None:

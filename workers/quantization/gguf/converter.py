@@ -22,6 +22,7 @@ from app.domain.errors import IncompatibleModel
 from app.storage.checkpoints import Checkpoint, TensorInfo
 from app.storage.pooling import read_pooling
 from workers.quantization.base import JobRun
+from workers.quantization.casting import cast
 from workers.quantization.checkpoints.reader import read_tensor
 from workers.quantization.gguf.families import Config, Family, family_of, load_config
 from workers.quantization.gguf.rope import rope_tensors, write_rope
@@ -159,7 +160,7 @@ def _write_tensors(writer: GGUFWriter, planned: list[Planned], ggml_type: GGMLQu
     done = 0
     for tensor in planned:
         run.report(done / total, "converting to GGUF")
-        writer.write_tensor_data(_as_array(tensor.read(), _stored_type(tensor, ggml_type)))
+        writer.write_tensor_data(_as_array(tensor.name, tensor.read(), _stored_type(tensor, ggml_type)))
         done += tensor.source_bytes
 
 
@@ -174,9 +175,9 @@ def interleave_rotary_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _as_array(tensor: torch.Tensor, stored: GGMLQuantizationType) -> np.ndarray[Any, Any]:
-    """The tensor's bytes as NumPy, which knows no bfloat16, can carry them."""
-    cast = tensor.to(TORCH_DTYPES[stored]).contiguous()
+def _as_array(name: str, tensor: torch.Tensor, stored: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """The tensor's bytes as NumPy, which knows no bfloat16, can carry them. Raises IncompatibleModel."""
+    values = cast(name, tensor, TORCH_DTYPES[stored], remedy="choose BF16 or F32").contiguous()
     if stored is GGMLQuantizationType.BF16:
-        return cast.view(torch.uint16).numpy()
-    return cast.numpy()
+        return values.view(torch.uint16).numpy()
+    return values.numpy()

@@ -15,6 +15,7 @@ from app.domain.errors import IncompatibleModel
 from app.domain.quantization.methods.bitsandbytes import SPEC, BitsAndBytesParams
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, QuantizationMethod
+from workers.quantization.casting import cast
 from workers.quantization.linears import find_linears
 from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, stream
 
@@ -22,6 +23,7 @@ DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfl
 # What a quantized weight becomes: itself and the tensors beside it.
 SUFFIXES: Final = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 STATE_SUFFIX: Final = ".quant_state.bitsandbytes__"
+INT8_REMEDY: Final = "choose nf4 or fp4, whose compute_dtype may be bf16, or the method fp8"
 INT8_PARTS: Final = ("SCB", "weight_format")
 
 Named = Iterator[tuple[str, torch.Tensor]]
@@ -36,7 +38,7 @@ class BitsAndBytesMethod(QuantizationMethod[BitsAndBytesParams]):
 
         def convert(name: str, tensor: torch.Tensor) -> Stored:
             if linears.module_of(name) is None:
-                return kept(name, tensor, dtype)
+                return kept(name, cast(name, tensor, dtype, remedy="choose bf16", param="method.compute_dtype"), dtype)
             return Stored(params.quantization.upper(), _quantized(name, tensor, params))
 
         conversion = Conversion(f"quantizing to {params.quantization}", convert, _part_names)
@@ -55,8 +57,11 @@ def _quantized(name: str, weight: torch.Tensor, params: BitsAndBytesParams) -> N
 
 
 def _int8(name: str, weight: torch.Tensor) -> Named:
-    """LLM.int8(): int8 rows (out, in), a float32 scale per row (out,), and the layout's number (0: row)."""
-    rows, scales, _ = functional.int8_vectorwise_quant(weight.half())
+    """LLM.int8(): int8 rows (out, in), a float32 scale per row (out,), and the layout's number (0: row).
+
+    The library rounds, and multiplies, in float16. Raises IncompatibleModel for weights beyond its range.
+    """
+    rows, scales, _ = functional.int8_vectorwise_quant(cast(name, weight, torch.float16, remedy=INT8_REMEDY))
     yield name, rows
     yield name.removesuffix("weight") + "SCB", scales
     yield name.removesuffix("weight") + "weight_format", torch.tensor(0, dtype=torch.uint8)
@@ -71,7 +76,7 @@ def _four_bits(name: str, weight: torch.Tensor, params: BitsAndBytesParams) -> N
             param="method.blocksize",
         )
     packed, state = functional.quantize_4bit(
-        weight.to(DTYPES[params.compute_dtype]),
+        cast(name, weight, DTYPES[params.compute_dtype], remedy="choose bf16", param="method.compute_dtype"),
         blocksize=params.blocksize,
         quant_type=params.quantization,
         compress_statistics=params.double_quant,

@@ -13,6 +13,7 @@ from app.domain.artifacts import QuantizationReport
 from app.domain.quantization.methods.fp8 import SPEC, Fp8Params
 from app.storage.checkpoints import Checkpoint
 from workers.quantization.base import JobRun, QuantizationMethod
+from workers.quantization.casting import cast
 from workers.quantization.compressed import scheme, stream_compressed
 from workers.quantization.linears import Linears, find_linears
 from workers.quantization.streaming import Conversion, Stored, dtype_entry, kept, model_dtype, stream
@@ -53,12 +54,20 @@ def _stream_e5m2(source: Checkpoint, target: Path, linears: Linears, run: JobRun
         if linears.module_of(name) is None:
             plain = kept(name, tensor, dtype)
             return Stored(plain.type, plain.parts, {**all_names, name: '{"_type": "Tensor"}'})
-        weight = Float8Tensor.from_hp(tensor.to(dtype), float8_dtype=torch.float8_e5m2, granularity=PerRow())
+        weight = Float8Tensor.from_hp(cast(name, tensor, dtype), float8_dtype=torch.float8_e5m2, granularity=PerRow())
+        _settle_empty_rows(weight)
         parts, metadata = flatten_tensor_state_dict({name: weight})
         return Stored("F8_E5M2", parts.items(), metadata | all_names)
 
     conversion = Conversion("quantizing to fp8 e5m2", convert, _part_names, METADATA_BYTES)
     return stream(source, target, conversion, {**dtype_entry(dtype), "quantization_config": _entry(linears)}, run)
+
+
+def _settle_empty_rows(weight: Any) -> None:
+    """A row of zeros gets the scale 0 from the library, and was divided by it: its codes are 0, whatever the scale."""
+    empty = weight.scale < torch.finfo(weight.scale.dtype).tiny
+    weight.scale[empty] = 1.0
+    weight.qdata.view(torch.uint8)[empty.flatten()] = 0
 
 
 def _part_names(name: str) -> list[str]:

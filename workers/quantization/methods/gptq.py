@@ -37,17 +37,25 @@ def _config(source: Checkpoint, params: GptqParams) -> GPTQConfig:
         group_size=params.group_size,
         sym=params.symmetric,
         desc_act=params.activation_order,
+        # Groups are ordered by their inputs unless the library is told not to, and of whole rows it refuses that.
+        act_group_aware=_orders_groups(params, params.group_size),
         damp_percent=params.damping,
         lm_head=params.lm_head and has_head,
-        dynamic=dict(_dynamic(pattern, override) for pattern, override in params.overrides.items()) or None,
+        dynamic=dict(_dynamic(pattern, override, params) for pattern, override in params.overrides.items()) or None,
     )
 
 
-def _dynamic(pattern: str, override: ModuleOverride) -> tuple[str, dict[str, Any]]:
+def _orders_groups(params: GptqParams, group_size: int) -> bool:
+    return group_size != -1 and not params.activation_order
+
+
+def _dynamic(pattern: str, override: ModuleOverride, params: GptqParams) -> tuple[str, dict[str, Any]]:
     """In the library's words: '-:' before a pattern excludes, '+:' overrides; patterns match from the start."""
     if override.skip:
         return f"-:.*(?:{pattern})", {}
     values = {"bits": override.bits, "group_size": override.group_size, "sym": override.symmetric}
+    if override.group_size is not None:
+        values["act_group_aware"] = _orders_groups(params, override.group_size)
     return f"+:.*(?:{pattern})", {name: value for name, value in values.items() if value is not None}
 
 
