@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, GPTQConfig
+
+from app.domain.errors import CorruptCheckpoint
+
+# What nothing here asks of a model for embeddings, and what some come without.
+UNUSED: Final = "pooler."
+# Of gptqmodel: unpacks the weights and multiplies, whatever their groups are.
+PLAIN_KERNEL: Final = "torch"
 
 
 def default_device() -> str:
@@ -47,9 +54,36 @@ def load_backbone(folder: Path, dtype: str = "auto") -> Any:
 
 
 def _load(kind: Any, folder: Path, dtype: str) -> Any:
-    return kind.from_pretrained(
-        folder, dtype=dtype, device_map={"": default_device()}, local_files_only=True, trust_remote_code=False
-    ).eval()
+    model, loaded = kind.from_pretrained(
+        folder, dtype=dtype, device_map={"": default_device()}, local_files_only=True, trust_remote_code=False,
+        output_loading_info=True, **_kernel(folder),
+    )  # fmt: skip
+    require_all_found(folder, loaded)
+    return model.eval()
+
+
+def _kernel(folder: Path) -> dict[str, Any]:
+    """For GPTQ of whole rows on a CPU: gptqmodel would choose a kernel that then refuses groups of their length."""
+    quantization = _config(folder).get("quantization_config") or {}
+    if quantization.get("quant_method") != "gptq" or not _needs_plain_kernel(quantization):
+        return {}
+    return {"quantization_config": GPTQConfig(bits=quantization["bits"], backend=PLAIN_KERNEL)}
+
+
+def _needs_plain_kernel(quantization: dict[str, Any]) -> bool:
+    overrides = (quantization.get("dynamic") or {}).values()
+    sizes = [quantization.get("group_size"), *(override.get("group_size") for override in overrides)]
+    return -1 in sizes and default_device() == "cpu"
+
+
+def require_all_found(folder: Path, loaded: dict[str, Any]) -> None:
+    """Raises CorruptCheckpoint where transformers, which then only warns, filled a tensor with random numbers.
+
+    `loaded` is what it tells of the loading.
+    """
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(UNUSED))
+    if missing:
+        raise CorruptCheckpoint(f"the model in {folder.name!r} lacks {missing[0]!r}; copy or download it again")
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -64,7 +98,9 @@ def _differs_by_module(folder: Path) -> bool:
 
 
 def _load_with_gptqmodel(folder: Path) -> Any:
-    from gptqmodel import GPTQModel
+    from gptqmodel import BACKEND, GPTQModel
 
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return GPTQModel.load(str(folder), device=device, trust_remote_code=False).model.eval()
+    plain = _needs_plain_kernel(_config(folder)["quantization_config"])
+    backend = BACKEND(PLAIN_KERNEL) if plain else BACKEND.AUTO
+    return GPTQModel.load(str(folder), device=device, backend=backend, trust_remote_code=False).model.eval()

@@ -10,9 +10,12 @@ BitmillError
 │   ├── UnsupportedField
 │   ├── PickleCheckpoint
 │   ├── CorruptCheckpoint
+│   ├── BrokenSource               a model that predicts text no better than guessing
 │   ├── UnsupportedArchitecture
 │   ├── IncompatibleModel          the method cannot take a tensor of this shape
 │   ├── UploadTooLarge
+│   ├── BodyTooLarge               the body of any other request
+│   ├── HeadersTooLarge
 │   ├── UnsafeArchive              an entry of an uploaded archive must not be unpacked
 │   └── ContextLengthExceeded
 ├── AuthenticationFailed
@@ -115,6 +118,10 @@ class CorruptCheckpoint(InvalidRequest):
     code = "corrupt_checkpoint"
 
 
+class BrokenSource(InvalidRequest):
+    code = "broken_source"
+
+
 class UnsupportedArchitecture(InvalidRequest):
     code = "unsupported_architecture"
 
@@ -125,6 +132,14 @@ class IncompatibleModel(InvalidRequest):
 
 class UploadTooLarge(InvalidRequest):
     code = "upload_too_large"
+
+
+class BodyTooLarge(InvalidRequest):
+    code = "body_too_large"
+
+
+class HeadersTooLarge(InvalidRequest):
+    code = "headers_too_large"
 
 
 class UnsafeArchive(InvalidRequest):

@@ -7,10 +7,13 @@ from typing import Final
 from app.domain.errors import (
     AuthenticationFailed,
     BitmillError,
+    BodyTooLarge,
+    BrokenSource,
     Conflict,
     ContractUnsatisfiable,
     DatabaseUnavailable,
     EngineTimeout,
+    HeadersTooLarge,
     HubUnreachable,
     InsufficientResources,
     InvalidRequest,
@@ -25,6 +28,9 @@ from app.domain.errors import (
 HTTP_STATUS: Final[dict[type[BitmillError], int]] = {
     InvalidRequest: 400,
     UploadTooLarge: 413,
+    BodyTooLarge: 413,
+    HeadersTooLarge: 431,
+    BrokenSource: 422,
     AuthenticationFailed: 401,
     NotFound: 404,
     Conflict: 409,

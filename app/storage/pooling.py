@@ -35,11 +35,19 @@ def read_pooling(folder: Path) -> Pooling | None:
     """None for a model that generates text. Raises IncompatibleModel for modules that have no place here."""
     if (folder / MODULES).is_file():
         return _from_modules(folder)
+    return Pooling("mean", normalize=True) if _is_bare(folder) else None
+
+
+def is_for_embeddings(folder: Path) -> bool:
+    """Whether `read_pooling` takes it for one, also where it then refuses how the model pools."""
+    return (folder / MODULES).is_file() or _is_bare(folder)
+
+
+def _is_bare(folder: Path) -> bool:
+    """A model without a head, such as BertModel, can only be one for embeddings."""
     config = folder / "config.json"
     names = json.loads(config.read_text()).get("architectures") if config.is_file() else None
-    # A model without a head, such as BertModel, can only be one for embeddings.
-    bare = isinstance(names, list) and bool(names) and str(names[0]).endswith("Model")
-    return Pooling("mean", normalize=True) if bare else None
+    return isinstance(names, list) and bool(names) and str(names[0]).endswith("Model")
 
 
 def pooling_files(folder: Path) -> list[Path]:

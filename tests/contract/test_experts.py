@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, inspect_checkpoint
 from tests.contract.test_methods import prove, quantize
 from tests.fakes.checkpoints import tiny_tokenizer
+from tests.fakes.fitting import fit
 
 COMMON: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -35,9 +36,11 @@ def a_mixture(family: str, folder: Path) -> Checkpoint:
     config = getattr(transformers, f"{family}Config")(**COMMON, **FAMILIES[family])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    tokenizer = tiny_tokenizer()
+    fit(model, tokenizer)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return inspect_checkpoint(folder)
 
 

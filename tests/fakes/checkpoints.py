@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.fakes.fitting import fit
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
@@ -53,12 +55,14 @@ def tiny_llama(
     seed: int = 0,
     chat_template: str | None = None,
     initializer_range: float = 0.02,
+    fitted: bool = True,
 ) -> Path:
-    """Saves a random LlamaForCausalLM with a byte-level BPE tokenizer and a ChatML template in `folder`.
+    """Saves an almost random LlamaForCausalLM with a byte-level BPE tokenizer and a ChatML template in `folder`.
 
     The weights fill `shards` files or one more. `hidden_size=256, intermediate_size=512` fits the 256-wide
     blocks of GGUF's K types. `vocab_size` bounds the tokenizer's and is the embeddings'. With a larger
-    `initializer_range` the model prefers some tokens clearly, whatever rounding does. Returns `folder`.
+    `initializer_range` the model prefers some tokens clearly, whatever rounding does. One that is not `fitted` knows
+    nothing of any text. Returns `folder`.
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -81,7 +85,10 @@ def tiny_llama(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+        model = LlamaForCausalLM(config)
+    if fitted:
+        fit(model, tokenizer)
+    model.to(getattr(torch, dtype))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.fitting import fit
 from tests.fakes.tokenizers import STYLES, styled_tokenizer
 
 # A window far shorter than the contexts of tests, and layers enough for one of each kind.
@@ -48,6 +49,7 @@ def tiny_model(
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.2 * torch.randn_like(parameter))
+    fit(model, tokenizer)
     model.generation_config = transformers.GenerationConfig(eos_token_id=config.eos_token_id)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.domain.artifacts import QualityCard
-from app.domain.errors import QualityGateFailed
+import numpy as np
+
+from app.domain.artifacts import Measurement, QualityCard
+from app.domain.errors import BrokenSource, QualityGateFailed
+from workers.evaluation.metrics import Floats
 from workers.evaluation.sample import GENERATED_TOKENS
 
 MAX_PERPLEXITY_RATIO: Final = 20.0
@@ -13,6 +16,32 @@ MAX_PERPLEXITY_RATIO: Final = 20.0
 # models, which suffer most, working artifacts stay below a third of these.
 MAX_DIVERGENCE: Final = ((7.0, 0.5), (4.0, 2.0), (3.0, 4.0), (0.0, 8.0))
 WAY_AROUND: Final = 'or submit with quality {"gate": "off"} to keep it all the same'
+
+
+def require_finite(log_probs: Floats, surprise: Floats) -> None:
+    """Of an original. Raises BrokenSource: nothing can be compared with what gives no numbers."""
+    if np.isnan(log_probs).any() or not np.isfinite(surprise).all():
+        raise BrokenSource(
+            "the original's own logits are not finite, so that nothing can be measured against it; its weights are "
+            "damaged, or it needs a type with a larger range, such as bfloat16 in place of float16: download it again, "
+            "or convert it",
+            param="model",
+        )
+
+
+def require_better_than_guessing(perplexity: Measurement, vocabulary: int, sample: str) -> None:
+    """Whoever knows nothing gives each of the `vocabulary` tokens the same chance, and so has its size as perplexity.
+
+    Raises BrokenSource. Near such an original any artifact is near, whatever was done to it.
+    """
+    if perplexity.value >= vocabulary:
+        raise BrokenSource(
+            f"the original's own perplexity on the text {sample!r} is {perplexity.value:.0f}, no better than that of "
+            f"guessing among its {vocabulary} tokens: its weights or its tokenizer are not what they should be, and "
+            f"what it is quantized to would be just as broken. Download it again, or look at its answers; for a model "
+            f"of something else than text, {WAY_AROUND.removeprefix('or ')}",
+            param="model",
+        )
 
 
 def require_sane(card: QualityCard, bits: float | None) -> None:

@@ -13,10 +13,11 @@ from app.domain.errors import QualityGateFailed
 from app.settings import Settings
 from app.storage.artifacts import gguf_file
 from app.storage.checkpoints import Checkpoint
-from workers.evaluation.gate import require_answer, require_sane
+from workers.evaluation.gate import require_answer, require_better_than_guessing, require_sane
 from workers.evaluation.metrics import mean, perplexity
 from workers.evaluation.reference import Reference, load_reference
 from workers.evaluation.sample import GENERATED_TOKENS, Sample, load_sample
+from workers.evaluation.scorers.backbone import lacks_head
 from workers.evaluation.scorers.base import Scorer
 from workers.evaluation.scoring import Scores, score
 from workers.stages import shared_stages
@@ -37,11 +38,14 @@ def prove_artifact(
     """Measures the artifact in `artifact` against the original. `bits` are the method's nominal bits per weight.
 
     Raises QualityGateFailed where it cannot be loaded or reads text differently, and, unless the gate is off, where
-    its figures or its answer are those of a broken model.
+    its figures or its answer are those of a broken model. Raises BrokenSource where the original's logits are not
+    finite, and, unless the gate is off, where it predicts text no better than guessing.
     """
     sample = load_sample(original, settings)
     stages = shared_stages(settings, report)
     reference = load_reference(original, fingerprint, sample, stages, _part(report, 0.0, 0.5))
+    if gate is Gate.ON and not lacks_head(original):
+        require_better_than_guessing(perplexity(reference.nll), reference.vocabulary, sample.name)
     report(0.5, "loading the artifact")
     with open_scorer(artifact, format_, sample.context_length) as scorer:
         require_same_tokens(scorer, sample)

@@ -15,10 +15,12 @@ from app.domain.files import FILE_ID, FilePurpose
 from app.settings import Settings
 from workers.calibration.texts import Document, read_documents, read_file
 from workers.evaluation import sample as samples
+from workers.evaluation.gate import require_better_than_guessing
 from workers.evaluation.metrics import mean, perplexity
 from workers.evaluation.proof import open_scorer, require_same_tokens
 from workers.evaluation.reference import Reference, load_reference
 from workers.evaluation.sample import Sample, cut_sample
+from workers.evaluation.scorers.backbone import lacks_head
 from workers.evaluation.scoring import Scores, score
 from workers.sources.resolve import Source
 from workers.stages import shared_stages
@@ -57,14 +59,17 @@ def measure_quality(
 ) -> QualityFigures:
     """`original` gives the token ids; with `compare` its log-probabilities too, which are kept for other jobs.
 
-    Raises InvalidParameter for a data set that does not fill a window, and QualityGateFailed for a model that cannot
-    be loaded, reads text differently or gives logits that are not finite.
+    Raises InvalidParameter for a data set that does not fill a window, QualityGateFailed for a model that cannot be
+    loaded, reads text differently or gives logits that are not finite, and BrokenSource for a reference whose logits
+    are not finite, or which predicts the built-in text no better than guessing.
     """
     documents = read_dataset(request.dataset, settings)
     sample = cut_sample(
         original.checkpoint, request.dataset, documents, length=request.context_length, limit=request.samples
     )
     reference = _reference(original, sample, settings, report) if compare else None
+    if reference is not None and sample.name == samples.NAME and not lacks_head(original.checkpoint):
+        require_better_than_guessing(perplexity(reference.nll), reference.vocabulary, sample.name)
     report(0.5, "loading the model")
     with open_scorer(subject.folder, subject.format, sample.context_length) as scorer:
         require_same_tokens(scorer, sample)

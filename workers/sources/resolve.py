@@ -11,6 +11,7 @@ from app.domain.model_names import ModelName, SourceKind, parse_model_name
 from app.settings import Settings
 from app.storage.checkpoints import Checkpoint, fingerprint, inspect_checkpoint
 from app.storage.sources import GGUF_SUFFIX, locate_local
+from workers.sources.completeness import require_complete
 from workers.sources.demo import import_demo
 from workers.sources.folder import canonical_name
 from workers.sources.gguf_import import import_gguf
@@ -53,6 +54,7 @@ def resolve(name: str, settings: Settings, report: Report) -> Source:
     checkpoint = inspect_checkpoint(path)
     report(0.9, "fingerprinting the model")
     digest = fingerprint(path, settings.cache_folder)
+    require_complete(checkpoint, digest, settings)
     report(1.0, "model ready")
     return Source(_name(model, found, settings), path, digest, checkpoint)
 

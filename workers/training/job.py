@@ -101,6 +101,7 @@ def find_base(request: FineTuningRequest, settings: Settings) -> Base:
 def train_job(task: Message, channel: Channel, settings: Settings) -> None:
     """Resolves the base, waits for the word to go on, then trains from the newest checkpoint."""
     from workers.job_process import describe, peak_memory_bytes
+    from workers.sources.completeness import require_complete
     from workers.sources.resolve import resolve
     from workers.training.hooks import Paused
     from workers.training.training import train
@@ -108,6 +109,7 @@ def train_job(task: Message, channel: Channel, settings: Settings) -> None:
     wishes = Wishes(channel)
     base = find_base(FineTuningRequest.model_validate(task["request"]), settings)
     source = resolve(base.model, settings, Reporter(channel, RESOLVE).report)
+    require_complete(source.checkpoint, source.fingerprint, settings, head=True)
     channel.send({"kind": "resolved", **describe(source.name, source.fingerprint, source.checkpoint)})
     wishes.go.wait()
     data = training_files(base.request, settings)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from app.domain.fine_tuning import Adapter, TrainingOptions
 from app.storage.checkpoints import Checkpoint
 from app.storage.tensor_headers import read_tensor_infos
-from workers.loading import default_device
+from workers.loading import default_device, require_all_found
 from workers.quantization.base import WritingRun
 
 
@@ -70,9 +70,11 @@ def recipe_of(options: TrainingOptions) -> Recipe:
 
 def load_base(base: Checkpoint, **options: Any) -> Any:
     """The model on the first GPU, if there is one, else in memory. Runs no code from it and asks no hub."""
-    model = AutoModelForCausalLM.from_pretrained(
-        base.path, device_map={"": default_device()}, local_files_only=True, trust_remote_code=False, **options
-    )
+    model, loaded = AutoModelForCausalLM.from_pretrained(
+        base.path, device_map={"": default_device()}, local_files_only=True, trust_remote_code=False,
+        output_loading_info=True, **options,
+    )  # fmt: skip
+    require_all_found(base.path, loaded)
     model.config.use_cache = False
     # The library refuses to save some models' own, which is copied from the base instead.
     model.generation_config = GenerationConfig()

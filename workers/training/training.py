@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Final, Literal
 
 from transformers import set_seed
 
+from app.domain.errors import BrokenSource
 from app.domain.fine_tuning import FineTuningRequest, SampleLoss, TrainingPlan, TrainingReport, plan
 from app.settings import Settings
 from app.storage.artifacts import require_free_disk
@@ -133,7 +135,7 @@ def train_on(
     progress = checkpoints.read_progress(resumed) if resumed else Progress()
     if progress.sample_before is None:
         hooks.report(0.02, "measuring the loss before the training")
-        progress.sample_before = _sample_loss(model, data, padding)
+        progress.sample_before = _loss_before(model, data, padding)
     if not run_steps(model, work, Part(hooks, PREPARATION, WRITING), progress, resumed):
         raise Paused(progress.step)
     hooks.report(WRITING, "measuring the loss after the training")
@@ -162,6 +164,17 @@ def _work(plan: TrainingPlan, data: Data, padding: Padding, folder: Path, limits
 
 def _sample_loss(model: Any, data: Data, padding: Padding) -> float:
     return measure(model, data.sample.items, padding).loss
+
+
+def _loss_before(model: Any, data: Data, padding: Padding) -> float:
+    """Raises BrokenSource."""
+    loss = _sample_loss(model, data, padding)
+    if not math.isfinite(loss):
+        raise BrokenSource(
+            f"the loss of the model is {loss} before the training: its weights are damaged. Download it again",
+            param="model",
+        )
+    return loss
 
 
 def _sample(model: Any, data: Data, padding: Padding, before: float) -> SampleLoss:

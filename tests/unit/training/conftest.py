@@ -15,7 +15,7 @@ from tests.fakes.training import FakeBase, write_facts
 
 @pytest.fixture(scope="package")
 def base(tmp_path_factory: pytest.TempPathFactory) -> FakeBase:
-    folder = tiny_llama(tmp_path_factory.mktemp("base") / "tiny", initializer_range=0.05)
+    folder = tiny_llama(tmp_path_factory.mktemp("base") / "tiny", initializer_range=0.05, fitted=False)
     return FakeBase("local/tiny", inspect_checkpoint(folder))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.errors import DiskFull, TrainingFailed
+from app.domain.errors import BrokenSource, DiskFull, TrainingFailed
 from app.domain.fine_tuning import LEARNING_RATES, Adapter, TrainingReport
 from app.settings import Settings
 from app.storage.checkpoints import inspect_checkpoint
@@ -201,7 +201,7 @@ def test_checkpoints_need_room(base: FakeBase, facts: Path, tmp_path: Path) -> N
     assert hooks.steps == {}
 
 
-def test_a_loss_that_is_no_number_ends_the_training(facts: Path, tmp_path: Path) -> None:
+def test_a_model_whose_loss_is_no_number_is_not_trained(facts: Path, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "broken")
     tensors = load_file(folder / "model.safetensors")
     from safetensors.torch import save_file
@@ -209,8 +209,18 @@ def test_a_loss_that_is_no_number_ends_the_training(facts: Path, tmp_path: Path)
     tensors["model.norm.weight"][:] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     broken = FakeBase("local/broken", inspect_checkpoint(folder))
-    with pytest.raises(TrainingFailed, match="the loss is nan at step 1 of 12; lower learning_rate_multiplier"):
-        run(broken, facts, tmp_path, "lora", RecordingHooks())
+    hooks = RecordingHooks()
+    with pytest.raises(BrokenSource, match="the loss of the model is nan before the training"):
+        run(broken, facts, tmp_path, "lora", hooks)
+    assert hooks.steps == {}
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    base: FakeBase, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEARNING_RATES, Adapter.FULL, 1e36)
+    with pytest.raises(TrainingFailed, match="the loss is nan at step 2 of 12; lower learning_rate_multiplier"):
+        run(base, facts, tmp_path, "full", RecordingHooks())
 
 
 @pytest.mark.parametrize(
