@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.serving import FOREVER, KeepAlive
@@ -35,7 +35,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port the API listens on.")
     api_processes: int = Field(default=1, ge=1, le=256, description="Processes that share the API's port.")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Comma-separated keys, one of which /v1 then demands as a bearer token."
+        default=(),
+        description="Comma-separated keys, one of which /v1 then demands as a bearer token. Unset, it answers anybody.",
     )
     database_url: str | None = Field(default=None, description="SQLAlchemy URL. Default: SQLite in the data folder.")
     broker_url: str | None = Field(
@@ -157,6 +158,9 @@ class Settings(BaseSettings):
         ge=0,
         description="What intermediate results that jobs share, such as converted models, may take on disk.",
     )
+    max_body_bytes: int = Field(
+        default=16 * 1024**2, ge=1024, description="Size limit of a request's body, uploads of files apart."
+    )
     max_upload_bytes: int = Field(default=50 * 1024**3, ge=1, description="Size limit of one uploaded file.")
     max_unpacked_bytes: int = Field(
         default=200 * 1024**3, ge=1, description="Size limit of what one uploaded archive unpacks to."
@@ -190,7 +194,13 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        return _split(value, ",")
+        """Set to nothing by accident, it must not open the server to everybody. Raises ValueError."""
+        keys = _split(value, ",")
+        if isinstance(keys, list):
+            keys = [key.strip() for key in keys if key.strip()]
+            if not keys:
+                raise ValueError("it is set but holds no key; give one or more, or unset it to run without keys")
+        return keys
 
     @field_validator("gguf_converter")
     @classmethod
@@ -277,5 +287,12 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process. Code takes a Settings argument; only entry points call this."""
-    return Settings()
+    """The settings of this process. Code takes a Settings argument; only entry points call this.
+
+    Ends the process where a setting is wrong, and says which: values, which may be secret, are not repeated.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"BITMILL_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+        raise SystemExit("\n".join(wrong)) from error
