@@ -6,13 +6,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 import app as package
 from app.api import comparisons, evaluations, operations, planning, quantization
-from app.api.dependencies import require_api_key
+from app.api.keys import RequireKey
 from app.api.metrics import Metrics, MetricsMiddleware
 from app.api.openai import completions, deployments, files, fine_tuning, models
+from app.body_limit import BodyLimit
 from app.error_handlers import install_error_handlers
 from app.installation import checked_installation
 from app.persistence.unit_of_work import Database
@@ -59,6 +60,9 @@ def create_app(
     app.state.recommendations = RecommendationService(database, app.state.estimates, workers)
     app.state.serving = serving or ServingClient(settings.serving_url)
     app.state.metrics = Metrics(database, workers)
+    # The last is asked first: what is refused is counted too, and whoever has no key sends no body.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, without=frozenset({files.UPLOADS}))
+    app.add_middleware(RequireKey, keys=settings.api_keys)
     app.add_middleware(MetricsMiddleware, metrics=app.state.metrics)
     install_error_handlers(app)
     _include_routers(app)
@@ -69,9 +73,8 @@ def _include_routers(app: FastAPI) -> None:
     app.include_router(operations.health)
     ours = (quantization, evaluations, comparisons, planning, operations)
     # Routes are tried in this order, and completions are asked for most.
-    guarded = (completions, deployments, files, models, fine_tuning, *ours)
-    for module in guarded:
-        app.include_router(module.router, dependencies=[Depends(require_api_key)])
+    for module in (completions, deployments, files, models, fine_tuning, *ours):
+        app.include_router(module.router)
 
 
 @asynccontextmanager

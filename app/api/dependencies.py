@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from app.domain.errors import AuthenticationFailed
 from app.services.comparisons import ComparisonService
 from app.services.estimates import EstimateService
 from app.services.evaluations import EvaluationService
@@ -27,19 +25,6 @@ def _from_state(name: str) -> Any:
         return getattr(request.app.state, name)
 
     return Depends(found)
-
-
-async def require_api_key(request: Request) -> None:
-    """Demands one of the configured keys, if any are. Compares in constant time.
-
-    Asynchronous although it waits for nothing: FastAPI would visit a thread for it, at every request.
-    """
-    keys: tuple[str, ...] = request.app.state.settings.api_keys
-    if not keys:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not any(secrets.compare_digest(given.encode(), key.encode()) for key in keys):
-        raise AuthenticationFailed("the API key is missing or wrong; send `Authorization: Bearer <key>`")
 
 
 Comparisons = Annotated[ComparisonService, _from_state("comparisons")]

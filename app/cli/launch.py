@@ -51,6 +51,7 @@ def _uvicorn(factory: str, host: str, port: int) -> list[str]:
     options = {
         "--host": host,
         "--port": str(port),
+        "--http": "app.http_protocol:BoundedProtocol",
         "--timeout-keep-alive": str(SERVERS_KEEP_SECONDS),
         "--timeout-graceful-shutdown": str(DRAIN_SECONDS),
     }

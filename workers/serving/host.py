@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
+from app.body_limit import BodyLimit
 from app.domain.errors import BitmillError
 from app.error_handlers import install_error_handlers
 from app.http_transport import fast_transport
@@ -46,6 +47,7 @@ def create_host(settings: Settings | None = None, *, pool: ModelPool | None = No
     app.state.models = ModelDirectory(app.state.database, settings)
     app.state.pool = pool or ModelPool(settings)
     app.state.tasks = set()
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     install_error_handlers(app)
     for path in REQUESTS:
         app.add_route(path, complete, methods=["POST"])

@@ -21,7 +21,10 @@ from app.persistence.tables import FileRow
 from app.services.files import FileService
 from app.streaming import CLIENT_CLOSED_REQUEST
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+# Uploads are received here, and have a limit of their own.
+UPLOADS: Final = "/v1/files"
+
+router = APIRouter(prefix=UPLOADS, tags=["files"])
 
 # What arrives is parsed and written in pieces of this size, each in one visit to a thread.
 PIECE_BYTES: Final = 1024**2
