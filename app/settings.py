@@ -294,5 +294,8 @@ def get_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [f"BITMILL_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
-        raise SystemExit("\n".join(wrong)) from error
+        raise SystemExit("\n".join(_line(each["loc"], each["msg"]) for each in error.errors())) from error
+
+
+def _line(place: tuple[int | str, ...], problem: str) -> str:
+    return f"BITMILL_{'.'.join(map(str, place)).upper()}: {problem.removeprefix('Value error, ')}"

@@ -32,7 +32,7 @@ def test_without_the_variable_there_are_no_keys(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("BITMILL_API_KEYS", ",", "BITMILL_API_KEYS: Value error, it is set but holds no key"),
+        ("BITMILL_API_KEYS", ",", "BITMILL_API_KEYS: it is set but holds no key"),
         ("BITMILL_PORT", "secret-value", "BITMILL_PORT: Input should be a valid integer"),
     ],
 )
