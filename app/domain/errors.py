@@ -51,7 +51,7 @@ BitmillError
     └── ContractUnsatisfiable      no candidate meets every term; `details` has what was found
 
 Each class has a stable `code`, which clients may compare; messages are for people and may change.
-`app.error_handlers` holds the one table from these classes to HTTP statuses.
+`app.domain.http_status` holds the one table from these classes to HTTP statuses.
 """
 
 from __future__ import annotations
