@@ -41,7 +41,8 @@ class InstallationRepository:
 
     def stock(self, found: Set[Entry]) -> Stock:
         """What the database knows of these entries of the data folder."""
-        artifacts = self._ids(select(ArtifactRow.id).where(ArtifactRow.kind != ArtifactKind.BASE))
+        # By the folders' names, which is where they are looked for.
+        artifacts = self._ids(select(ArtifactRow.path).where(ArtifactRow.kind != ArtifactKind.BASE))
         files = self._ids(select(FileRow.id))
         jobs = self._jobs({_job_of(entry) for entry in found if entry[0] in JOBS_OF})
         known = {entry for entry in found if _is_known(entry, artifacts, files, jobs)}

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from app.domain.errors import FileInUse, FileNotFound, InvalidParameter
 from app.domain.files import FilePurpose, clean_filename, parse_purpose, require_fitting_name
 from app.domain.jobs import new_id
@@ -54,7 +52,7 @@ class FileService:
         try:
             with self.database.transaction() as session:
                 FileRepository(session).add(row)
-        except SQLAlchemyError as error:
+        except BaseException as error:
             # Where the answer to a commit was lost the row may be there: a file without one goes into quarantine.
             if not is_away(error):
                 path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
 from app.domain.jobs import JobState
 from app.persistence.jobs import JobRepository
@@ -245,3 +246,16 @@ def test_an_unknown_file_in_a_method_is_refused_before_queueing(
     answer = client.post(JOBS, json={"model": "tiny", "method": method})
     assert (answer.status_code, error_of(answer)["code"]) == (404, "file_not_found")
     assert dispatcher.sent == []
+
+
+def test_a_commit_whose_answer_is_lost_leaves_the_content(
+    client: TestClient, api_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row may be there; what has none goes into quarantine later."""
+
+    def break_off(self: object, file: object) -> None:
+        raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr("app.persistence.files.FileRepository.add", break_off)
+    assert upload(client).status_code == 503
+    assert len(on_disk(api_settings)) == 1

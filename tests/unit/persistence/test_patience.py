@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from app.persistence import patience
@@ -26,7 +26,8 @@ def test_a_server_that_is_not_there_is_away() -> None:
 
 def test_a_lock_that_outlasts_the_driver_s_patience_is_away(tmp_path: Path) -> None:
     path = tmp_path / "locked.sqlite3"
-    database = Database(f"sqlite:///{path}?timeout=0.1")
+    database = Database(f"sqlite:///{path}")
+    event.listen(database.engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=100"))
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert is_away(error_of(database, "SELECT 1"))
