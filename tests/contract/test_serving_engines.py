@@ -127,7 +127,9 @@ def test_completions_stream_too(client: openai.OpenAI, model: str) -> None:
     request: Any = {"model": model, "prompt": "In 1783 two", "max_tokens": 12, "temperature": 0}
     whole = client.completions.create(**request)
     chunks = list(client.completions.create(**request, stream=True))
-    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
+    streamed = "".join(choice.text for chunk in chunks for choice in chunk.choices)
+    # Of a character that the limit cut, llama.cpp sends nothing in a stream, and its mark in a whole answer.
+    assert streamed.rstrip("\ufffd") == whole.choices[0].text.rstrip("\ufffd")
 
 
 @pytest.mark.parametrize("model", ONE_OF_EACH)
