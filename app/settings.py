@@ -287,10 +287,9 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process. Code takes a Settings argument; only entry points call this.
+    """For entry points alone: code takes a Settings argument. Ends the process where a setting is wrong.
 
-    Ends the process where a setting is wrong, and says which: values, which may be secret, are not repeated.
-    """
+    It says which: values, which may be secret, are not repeated."""
     try:
         return Settings()
     except ValidationError as error:

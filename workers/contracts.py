@@ -7,12 +7,10 @@ before the next one begins: an attempt that follows a lost one goes on from ther
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from app.domain.artifacts import Measurement, QualityCard
 from app.domain.contract import (
     AUTO,
     MEMORY_MARGIN,
@@ -38,7 +36,6 @@ from app.domain.errors import (
 from app.domain.estimates import ModelShape, estimate_artifact, estimate_loaded
 from app.domain.evaluation import EngineFigures, EvaluationRequest, Metric
 from app.domain.jobs import JobState
-from app.domain.pareto import flags
 from app.domain.quantization.catalog import dump_method
 from app.domain.quantization.fitting import fit_groups
 from app.persistence.jobs import JobRepository
@@ -48,6 +45,7 @@ from app.storage.checkpoints import inspect_checkpoint
 from app.storage.shapes import shape_of_checkpoint
 from workers.attempt import Attempt
 from workers.child import ChildCrashed
+from workers.contract_figures import frontier, quality_of, serving_of, values_of
 
 if TYPE_CHECKING:
     from workers.supervisor import Supervisor
@@ -193,12 +191,12 @@ class ContractSearch:
     def _judge(self, attempt: Attempt, row: ArtifactRow) -> Json:
         """The engine is started only where nothing cheaper speaks against the candidate."""
         measured: Json = {"size_bytes": row.size_bytes} | quality_of(row)
-        broken = broken_terms(self.contract, _values(measured))
+        broken = broken_terms(self.contract, values_of(measured))
         if not broken and self.contract.needs_serving:
             measured |= self._serve(replace(attempt, span=_part(attempt.span, 0.8, 1.0)), row)
-            broken = broken_terms(self.contract, _values(measured))
+            broken = broken_terms(self.contract, values_of(measured))
         if not broken:
-            broken = [f"{name} could not be measured" for name in unknown_terms(self.contract, _values(measured))]
+            broken = [f"{name} could not be measured" for name in unknown_terms(self.contract, values_of(measured))]
         return {"measured": measured, "broken_terms": broken, "meets_contract": not broken}
 
     def _serve(self, attempt: Attempt, row: ArtifactRow) -> Json:
@@ -256,54 +254,6 @@ def _order(job: JobRow, method: Json, request: Json | None) -> JobRow:
 def _part(span: tuple[float, float], start: float, end: float) -> tuple[float, float]:
     width = span[1] - span[0]
     return span[0] + width * start, span[0] + width * end
-
-
-def quality_of(row: ArtifactRow) -> Json:
-    """From the proof that the artifact was published with, each figure with its standard error.
-
-    That of the perplexity ratio is propagated from the two perplexities as if they were independent, which overstates
-    it: both are measured on the same tokens.
-    """
-    if row.quality is None:
-        return {}
-    card = QualityCard.model_validate(row.quality)
-    found: dict[str, Measurement | None] = {
-        "kl_divergence": card.kl_divergence,
-        "top1_agreement": card.top1_agreement,
-        "perplexity_ratio": _ratio(card.perplexity, card.reference_perplexity) if card.perplexity else None,
-    }
-    return {name: value.model_dump() for name, value in found.items() if value is not None}
-
-
-def _ratio(one: Measurement, other: Measurement) -> Measurement:
-    value = one.value / other.value
-    relative = math.hypot(one.standard_error / one.value, other.standard_error / other.value)
-    return Measurement(value=value, standard_error=value * relative)
-
-
-def serving_of(figures: EngineFigures) -> Json:
-    """Memory on the GPU where the engine uses one, and the decode rate of a single request."""
-    rates = [speed.decode_tokens_per_second for speed in figures.speed if speed.requests == 1]
-    return {
-        "memory_bytes": figures.gpu_bytes or figures.resident_bytes,
-        "decode_tokens_per_second": rates[0] if rates else None,
-    }
-
-
-def _values(measured: Json) -> dict[str, float | None]:
-    return {name: value["value"] if isinstance(value, dict) else value for name, value in measured.items()}
-
-
-def frontier(tried: list[Json]) -> list[Json]:
-    """The entries with whether they lie on the Pareto front of size and KL divergence, of those that have both."""
-    on_front = flags([_point(entry) for entry in tried])
-    return [entry | {"on_pareto_front": flag} for entry, flag in zip(tried, on_front, strict=True)]
-
-
-def _point(entry: Json) -> tuple[float, float] | None:
-    values = _values(entry["measured"])
-    size, divergence = values.get("size_bytes"), values.get("kl_divergence")
-    return (size, divergence) if size is not None and divergence is not None else None
 
 
 def _text(method: Json) -> str:

@@ -180,12 +180,12 @@ class Presence:
         """
         with self.database.transaction() as session:
             jobs = JobRepository(session)
-            for job in jobs.held_by(self.worker_id):
-                if job.id != self.current_job_id:
-                    spared = job.id in self.unwritten
-                    why = "the database was away as it ended" if spared else "its worker gave it up"
-                    release(jobs, job, self.settings, why, costs=not spared)
-        self.unwritten -= {job_id for job_id in self.unwritten if job_id != self.current_job_id}
+            left = [job for job in jobs.held_by(self.worker_id) if job.id != self.current_job_id]
+            for job in left:
+                spared = job.id in self.unwritten
+                why = "the database was away as it ended" if spared else "its worker gave it up"
+                release(jobs, job, self.settings, why, costs=not spared)
+        self.unwritten.difference_update([job.id for job in left])
 
     def requeue_expired(self) -> None:
         """Takes every job back whose worker has been silent for longer than its lease."""

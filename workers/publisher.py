@@ -161,7 +161,7 @@ class Publisher:
 
     def _is_published(self, artifact_id: str) -> bool:
         with self.database.reading() as session:
-            return artifact_id in ArtifactRepository(session).ids()
+            return ArtifactRepository(session).exists(artifact_id)
 
     def _commit_trained(
         self, session: Session, job: JobRow, attempt: int, row: ArtifactRow, file: FileRow, trained: Trained

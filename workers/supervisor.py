@@ -16,7 +16,8 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.domain.errors import BitmillError, DiskFull, IllegalTransition, error_from_dict
+from app.domain.error_data import error_from_dict
+from app.domain.errors import BitmillError, DiskFull, IllegalTransition
 from app.domain.evaluation import EvaluationRequest, EvaluationResult
 from app.domain.jobs import JobKind, JobState
 from app.persistence.jobs import JobRepository
@@ -62,6 +63,7 @@ class Supervisor:
             return
         # Before it is claimed: what is held and not worked on, the heartbeat gives back.
         self.presence.current_job_id = job_id
+        self.presence.unwritten.discard(job_id)  # what is noted of it now is of this attempt
         try:
             attempt = self._claim(job_id)
             if attempt is not None:

@@ -46,8 +46,8 @@ class Tidying:
 
     def clean_staging(self) -> None:
         """Removes what attempts left behind whose worker had no time to do it."""
-        for room, name in sorted(folder.entries(self.settings)):
-            if room == "staging" and self._is_over(name):
+        for name in folder.names_in(self.settings.staging_folder):
+            if self._is_over(name):
                 log.info("removed %s from the staging folder: no worker is at it", name)
                 artifacts.remove(self.settings.staging_folder / name)
 
@@ -61,8 +61,8 @@ class Tidying:
     def clean_checkpoints(self) -> None:
         """Removes what jobs kept between attempts, once they have ended."""
         artifacts.finish_removals(self.settings.checkpoints_folder)
-        for room, name in sorted(folder.entries(self.settings)):
-            if room == "checkpoints" and self._has_ended(name):
+        for name in folder.names_in(self.settings.checkpoints_folder):
+            if self._has_ended(name):
                 artifacts.remove(self.settings.checkpoints_folder / name)
 
     def _has_ended(self, job_id: str) -> bool:

@@ -54,6 +54,9 @@ class ArtifactRepository:
         on = or_(ArtifactRow.source == name, ArtifactRow.method["base"].as_string() == name)
         return list(self.session.scalars(select(ArtifactRow).where(ArtifactRow.format == ArtifactFormat.ADAPTER, on)))
 
+    def exists(self, artifact_id: str) -> bool:
+        return self.session.get(ArtifactRow, artifact_id) is not None
+
     def ids(self) -> set[str]:
         return set(self.session.scalars(select(ArtifactRow.id)))
 

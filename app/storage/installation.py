@@ -48,15 +48,15 @@ def rooms(settings: Settings) -> dict[str, Path]:
 
 
 def entries(settings: Settings) -> set[Entry]:
-    return {(room, name) for room, folder in rooms(settings).items() for name in _visible(folder)}
+    return {(room, name) for room, folder in rooms(settings).items() for name in names_in(folder)}
 
 
 def quarantined(settings: Settings) -> set[Entry]:
-    return {(room, name) for room in rooms(settings) for name in _visible(settings.quarantine_folder / room)}
+    return {(room, name) for room in rooms(settings) for name in names_in(settings.quarantine_folder / room)}
 
 
-def _visible(folder: Path) -> list[str]:
-    """Names without a dot before them: what has one is on its way in or out."""
+def names_in(folder: Path) -> list[str]:
+    """Those without a dot before them: what has one is on its way in or out."""
     try:
         return [name for name in os.listdir(folder) if not name.startswith(".")]  # noqa: PTH208 -- names are all
     except FileNotFoundError:

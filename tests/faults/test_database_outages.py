@@ -17,18 +17,9 @@ import pytest
 from app.persistence.schema import migrate
 from app.persistence.unit_of_work import Database
 from app.settings import Settings
-from tests.fakes.checkpoints import tiny_llama
 from tests.fakes.installation import Installation, folders, job_children, wait_until
 
 LEASE_SECONDS = 6.0
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    # Large enough that a job lasts for seconds and can be met at work.
-    tiny_llama(root / "small", hidden_size=512, intermediate_size=2048, layers=8, vocab_size=4096)
-    return root
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import errno
 import pytest
 
 from app.domain import errors
-from app.domain.errors import BitmillError, DiskFull, InvalidParameter, error_classes, error_from_dict
+from app.domain.error_data import error_classes, error_from_dict
+from app.domain.errors import BitmillError, DiskFull, InvalidParameter
 from app.domain.http_status import status_of
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ from app.domain.quantization.catalog import CATALOG
 from app.domain.serving import DeploymentOptions, RemoteModel
 from app.settings import Settings
 from tests.fakes.engine import FakeEngine, pretend_vllm
-from workers.serving.engines.base import Address, EngineOptions, EngineSpec, Guessing
+from workers.serving.engines.base import Address, EngineOptions, EngineSpec
 from workers.serving.engines.llama_cpp import LlamaCppEngine
-from workers.serving.engines.llama_cpp_threads import MEASURED_BYTES, candidates, decode_threads, usable_cores
 from workers.serving.engines.registry import REGISTRY, choose_engine, load_engine
 from workers.serving.engines.transformers import TransformersEngine
 from workers.serving.engines.vllm import VllmEngine
-from workers.serving.planning import engine_options, require_options
-from workers.serving.served import ServedAdapter, ServedModel
+from workers.serving.planning import require_options
 
 # 40 tokens of a request in one slot of llama.cpp's server, and another slot at rest.
 SLOTS = (
@@ -167,89 +164,6 @@ def test_an_engine_that_cannot_is_refused(
     assert refused.value.param == "engine"
 
 
-def test_vllm_is_told_its_share_of_the_memory(settings: Settings, tmp_path: Path) -> None:
-    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 512}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "chat_template.jinja").write_text("{{ '<tool_call>' }}")
-    pretend_vllm(settings, Device.GPU)
-    guess = Guessing(tokens=3)
-    asked = EngineOptions(public_name="org/m", context_length=1000, slots=2, speculation=guess)
-    process = VllmEngine(settings).command(tmp_path, asked, ADDRESS)
-    given = dict(zip(process.argv, process.argv[1:], strict=False))
-    # 2 layers, 2 × 64 values of 2 bytes each, for each of the 2 × 1000 tokens that the slots share, which fill 125
-    # blocks of 16, and for three blocks more: one that is part empty for each slot, and one that is kept back.
-    assert given["--kv-cache-memory-bytes"] == str(2 * 128 * 2 * 128 * 16)
-    # Nor does it want most of the GPU to be free before it starts: other models may be on it.
-    assert float(given["--gpu-memory-utilization"]) < 0.05
-    assert given["--max-model-len"] == "512"
-    assert given["--tool-call-parser"] == "hermes"
-    assert json.loads(given["--speculative-config"])["num_speculative_tokens"] == 3
-    assert "the-key" not in " ".join(process.argv)
-    assert process.environment["VLLM_API_KEY"] == "the-key"
-
-
-def write_adapter(folder: Path, rank: int) -> Path:
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
-    return folder
-
-
-def test_vllm_makes_room_for_the_adapters_that_are_expected(settings: Settings, tmp_path: Path) -> None:
-    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 128}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    pretend_vllm(settings, Device.GPU)
-    engine = VllmEngine(settings)
-    assert "--enable-lora" not in engine.command(tmp_path, options(), ADDRESS).argv
-    assert engine.adapters_bytes(tmp_path, options()) == 0
-    asked = replace(options(), adapter_rank=12)
-    argv = engine.command(tmp_path, asked, ADDRESS).argv
-    assert "--enable-lora" in argv
-    assert argv[argv.index("--max-lora-rank") + 1] == "16"
-    # Four matrices of 64 × 64 and three of 64 × 128 in each of 2 layers, of rank 16, in 2 bytes, for 4 adapters.
-    assert engine.adapters_bytes(tmp_path, asked) == 2 * (4 * 128 + 3 * 192) * 16 * 2 * 4
-
-
-@pytest.mark.parametrize(
-    ("room", "rank", "count", "reason"),
-    [
-        (0, 8, 1, "room for adapters of none, and this one has rank 8; deploy the base with `adapter_rank` 8"),
-        (16, 24, 1, "ranks up to 16, and this one has rank 24"),
-        (16, 8, 2, "lays at most 1 over its base; deploy the base with engine 'transformers'"),
-        (600, 600, 1, "rank 600 is beyond the 512"),
-    ],
-)
-def test_vllm_refuses_an_adapter_without_room(
-    room: int, rank: int, count: int, reason: str, settings: Settings, tmp_path: Path
-) -> None:
-    folders = tuple(write_adapter(tmp_path / str(number), rank) for number in range(count))
-    with pytest.raises(EngineFailed, match=reason):
-        VllmEngine(settings).require_adapter(replace(options(), adapter_rank=room), folders)
-
-
-def test_vllm_takes_an_adapter_that_fits(settings: Settings, tmp_path: Path) -> None:
-    folder = write_adapter(tmp_path / "adapter", 16)
-    engine = VllmEngine(settings)
-    engine.require_adapter(replace(options(), adapter_rank=10), (folder,))
-    assert engine.load_adapter("ft:a", (folder,)).body == {"lora_name": "ft:a", "lora_path": str(folder)}
-    assert engine.unload_adapter("ft:a").body == {"lora_name": "ft:a"}
-
-
-def test_llama_cpp_takes_no_adapter(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(EngineFailed, match="takes none; deploy the base with engine 'transformers'"):
-        LlamaCppEngine(settings).require_adapter(options(), (write_adapter(tmp_path / "adapter", 8),))
-
-
-def test_a_base_makes_room_for_the_rank_of_the_adapter_that_it_is_loaded_for(
-    settings: Settings, tmp_path: Path
-) -> None:
-    folder = write_adapter(tmp_path / "adapter", 24)
-    adapter = ServedAdapter("ft:a", (folder,))
-    model = ServedModel("org/m", tmp_path, ArtifactFormat.SAFETENSORS, adapter=adapter)
-    assert engine_options(model, settings).adapter_rank == 24
-    assert engine_options(replace(model, options=DeploymentOptions(adapter_rank=64)), settings).adapter_rank == 64
-    assert engine_options(replace(model, adapter=None), settings).adapter_rank == 0
-
-
 def test_vllm_says_how_it_is_installed(settings: Settings) -> None:
     with pytest.raises(EngineFailed, match="bitmill engines install vllm"):
         VllmEngine(settings).check_environment()
@@ -318,33 +232,3 @@ def test_a_split_model_is_loaded_by_its_first_part(settings: Settings, tmp_path:
 def test_a_folder_without_a_model_is_an_error(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(EngineFailed, match=r"no model\.gguf"):
         LlamaCppEngine(settings).command(tmp_path, options(), ADDRESS)
-
-
-def test_the_best_number_of_threads_is_measured_once(tmp_path: Path) -> None:
-    asked: list[int] = []
-
-    def seconds_with(threads: int) -> float:
-        asked.append(threads)
-        return 1.0 if threads == 2 else 2.0
-
-    (tmp_path / "model.gguf").write_bytes(b"x")
-    numbers = candidates(usable_cores())
-    expected = 2 if 2 in numbers else numbers[0]
-    assert decode_threads(tmp_path / "model.gguf", tmp_path / "kept", seconds_with) == expected
-    assert decode_threads(tmp_path / "model.gguf", tmp_path / "kept", seconds_with) == expected
-    assert asked == (numbers if len(numbers) > 1 else [])
-
-
-def test_large_models_use_every_core_unmeasured(tmp_path: Path) -> None:
-    with (tmp_path / "model.gguf").open("wb") as file:
-        file.truncate(MEASURED_BYTES + 1)
-
-    def never(threads: int) -> float:
-        raise AssertionError(threads)
-
-    assert decode_threads(tmp_path / "model.gguf", tmp_path, never) == usable_cores()
-
-
-@pytest.mark.parametrize(("cores", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
-def test_powers_of_two_and_all_cores_are_tried(cores: int, expected: list[int]) -> None:
-    assert candidates(cores) == expected

@@ -61,12 +61,16 @@ async def nothing() -> None:
 
 
 def llama_cpp(reply: Reply, *, but: str = "nothing") -> tuple[Server, Dialect]:
-    template: Reply = lambda body: httpx.Response(200, json={"prompt": "P"})  # noqa: E731
+    def template(_: Any) -> httpx.Response:
+        return httpx.Response(200, json={"prompt": "P"})
+
     return Server(apply_template=template, v1__completions=obeying(reply, but=but)), LlamaCppDialect()
 
 
 def vllm(reply: Reply) -> tuple[Server, Dialect]:
-    count: Reply = lambda body: httpx.Response(200, json={"count": len(str(body)), "max_model_len": 99})  # noqa: E731
+    def count(body: Any) -> httpx.Response:
+        return httpx.Response(200, json={"count": len(str(body)), "max_model_len": 99})
+
     return Server(v1__chat__completions=reply, tokenize=count), VllmDialect()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.domain.artifacts import ArtifactFormat, ArtifactKind, Measurement, QualityCard
-from app.domain.errors import BitmillError, ContractUnsatisfiable, DiskFull, QualityGateFailed, error_from_dict
+from app.domain.error_data import error_from_dict
+from app.domain.errors import BitmillError, ContractUnsatisfiable, DiskFull, QualityGateFailed
 from app.domain.evaluation import EngineFigures, SpeedFigures
 from app.domain.jobs import JobState
 from app.persistence.artifacts import ArtifactRepository

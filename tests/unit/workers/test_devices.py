@@ -46,39 +46,34 @@ def test_a_worker_that_is_killed_holds_nothing(tmp_path: Path) -> None:
     assert claim_card(tmp_path, CARDS[:1]).card == CARDS[0]
 
 
-class FakeNvml(SimpleNamespace):
+class NVMLError(Exception):
+    """The library's."""
+
+
+def fake_nvml(**changed: Any) -> SimpleNamespace:
     """The driver's library on a machine with two cards, the second of which is partitioned."""
 
-    class NVMLError(Exception):
-        pass
-
-    def nvmlInit(self) -> None:  # noqa: N802 -- the library's names
-        pass
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        pass
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetUUID(self, handle: Any) -> Any:  # noqa: N802
-        return {0: "GPU-aaaa", 1: "GPU-bbbb"}.get(handle, handle)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:  # noqa: N802
-        return f"the card {uuid}"
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any) -> int:  # noqa: N802
+    def most_parts(handle: int) -> int:
         if handle == 0:
-            raise self.NVMLError
+            raise NVMLError
         return 7
 
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, number: int) -> Any:  # noqa: N802
+    def part(handle: int, number: int) -> bytes:
         if number > 1:
-            raise self.NVMLError
+            raise NVMLError
         return f"MIG-{number}".encode()
+
+    functions = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: f"the card {uuid}",
+        "nvmlDeviceGetUUID": lambda handle: {0: "GPU-aaaa", 1: "GPU-bbbb"}.get(handle, handle),
+        "nvmlDeviceGetMaxMigDeviceCount": most_parts,
+        "nvmlDeviceGetMigDeviceHandleByIndex": part,
+    }
+    return SimpleNamespace(NVMLError=NVMLError, **functions | changed)
 
 
 @pytest.mark.parametrize(
@@ -95,23 +90,22 @@ class FakeNvml(SimpleNamespace):
 def test_cards_and_partitions_are_found_as_far_as_they_are_shown(
     visible: str | None, found: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "pynvml", FakeNvml())
+    monkeypatch.setattr(devices, "pynvml", fake_nvml())
     assert [card.shown_as for card in list_cards(visible)] == found
 
 
 def test_what_is_asked_of_the_driver_is_asked_of_visible_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "pynvml", FakeNvml())
+    monkeypatch.setattr(devices, "pynvml", fake_nvml())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
     with devices.opened_cards() as cards:
         assert cards == ["the card MIG-1"]
 
 
 def test_without_a_driver_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoDriver(FakeNvml):
-        def nvmlInit(self) -> None:  # noqa: N802
-            raise self.NVMLError
+    def no_driver() -> None:
+        raise NVMLError
 
-    monkeypatch.setattr(devices, "pynvml", NoDriver())
+    monkeypatch.setattr(devices, "pynvml", fake_nvml(nvmlInit=no_driver))
     assert list_cards(None) == []
 
 

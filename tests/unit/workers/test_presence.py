@@ -52,6 +52,13 @@ def test_what_the_database_lost_costs_the_job_nothing(database: Database, presen
     assert presence.unwritten == set()
 
 
+def test_what_is_noted_meanwhile_stays_noted(database: Database, presence: Presence, held: str) -> None:
+    """By the thread that works on jobs, while the heartbeat's gives others back."""
+    presence.unwritten |= {held, "qjob-noted-just-now"}
+    presence.requeue_abandoned()
+    assert presence.unwritten == {"qjob-noted-just-now"}
+
+
 def test_whatever_else_ended_it_counts(database: Database, presence: Presence, held: str, settings: Settings) -> None:
     """Else a job that always ends its attempts so would be tried for ever."""
     for losses in range(1, settings.max_attempts + 1):
